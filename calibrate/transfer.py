@@ -1,0 +1,120 @@
+"""Which calibration answers for a kernel on a device, and what that answer is worth.
+
+In order: the device's own (calibrated); the nearest relative's within its architecture class, the same architecture
+first, then the closest ratio of bytes to FLOPs (transferred); the pooled parameters of all devices (datasheet). A kernel nobody has measured borrows
+the parameters of its nearest kin, by the table below, and is then only assumed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..dtypes import DType
+from ..hwspecs.device import Device, Fleet
+from ..simulator.calibration import Basis, Calibration, LatencyBandwidth, Resolved
+from ..simulator.estimate import Tier
+from ..simulator.operators import Kernel, KernelName
+
+ANY_DEVICE = "any"
+ASSUMED_LOG_SD = 0.3  # added to a kernel that borrows another kernel's parameters: no rows to derive it from
+
+K, D = KernelName, DType
+KIN: Mapping[Kernel, Kernel] = {
+    Kernel(K.GEMM, D.FP16): Kernel(K.GEMM, D.BF16),
+    Kernel(K.GEMM, D.FP32): Kernel(K.GEMM, D.BF16),
+    Kernel(K.GEMM, D.INT8): Kernel(K.GEMM, D.FP8),
+    Kernel(K.GEMM_WEIGHT_ONLY, D.INT4): Kernel(K.GEMM, D.BF16),
+    Kernel(K.GEMM_WEIGHT_ONLY, D.INT8): Kernel(K.GEMM, D.BF16),
+    Kernel(K.EXPERTS, D.FP16): Kernel(K.EXPERTS, D.BF16),
+    Kernel(K.EXPERTS, D.FP32): Kernel(K.EXPERTS, D.BF16),
+    Kernel(K.EXPERTS, D.INT8): Kernel(K.EXPERTS, D.BF16),
+    Kernel(K.ATTENTION_PREFILL, D.FP16): Kernel(K.ATTENTION_PREFILL, D.BF16),
+    Kernel(K.ATTENTION_PREFILL, D.INT8): Kernel(K.ATTENTION_PREFILL, D.FP8),
+    Kernel(K.ATTENTION_DECODE, D.FP16): Kernel(K.ATTENTION_DECODE, D.BF16),
+    Kernel(K.ATTENTION_DECODE, D.INT8): Kernel(K.ATTENTION_DECODE, D.FP8),
+    Kernel(K.CONVOLUTION, D.BF16): Kernel(K.GEMM, D.BF16),
+    **{Kernel(name, D.FP16): Kernel(name, D.BF16) for name in (K.ELEMENTWISE, K.ALL_REDUCE, K.ALL_GATHER, K.SEND)},
+    **{Kernel(name, D.FP32): Kernel(name, D.BF16) for name in (K.ELEMENTWISE, K.ALL_REDUCE, K.ALL_GATHER, K.SEND)},
+    Kernel(K.SEND, D.BF16): Kernel(K.ALL_GATHER, D.BF16),
+}
+SAME_ARITHMETIC = {(D.FP16, D.BF16)}  # kin by name only: the same kernel in the other 16-bit format
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrations:
+    """All calibrations at hand, asked for one fleet."""
+
+    fleet: Fleet
+    known: tuple[Calibration, ...]
+
+    @cached_property
+    def _by_kernel(self) -> dict[Kernel, list[Calibration]]:
+        groups: dict[Kernel, list[Calibration]] = {}
+        for calibration in self.known:
+            groups.setdefault(calibration.kernel, []).append(calibration)
+        return groups
+
+    @cached_property
+    def _answers(self) -> dict[Kernel, Resolved]:
+        return {}
+
+    def resolve(self, kernel: Kernel) -> Resolved:
+        """The best calibration for the kernel on this fleet's device; remembered, and always found."""
+        if kernel not in self._answers:
+            self._answers[kernel] = self._resolve(kernel)
+        return self._answers[kernel]
+
+    def _resolve(self, kernel: Kernel) -> Resolved:
+        found = self._direct(kernel)
+        if found is not None:
+            return found
+        kin = KIN.get(kernel)
+        if kin is None:
+            raise LookupError(f"no calibration and no kin for kernel {kernel}")
+        borrowed = self.resolve(kin)
+        if kernel.name is kin.name and (kernel.dtype, kin.dtype) in SAME_ARITHMETIC:
+            return borrowed
+        own = math.hypot(borrowed.own_log_sd, ASSUMED_LOG_SD)
+        reason = f"{kernel} was not measured: priced with the fractions of {borrowed.calibration.id}"
+        return Resolved(borrowed.calibration, Tier.ASSUMED, borrowed.shared_log_sd, own, reason)
+
+    def _direct(self, kernel: Kernel) -> Resolved | None:
+        candidates = self._by_kernel.get(kernel, [])
+        device = self.fleet.device
+        own = [c for c in candidates if c.device == device.key]
+        if own:
+            best = own[0]
+            tier = Tier.ASSUMED if best.basis is Basis.ASSUMED else Tier.CALIBRATED
+            return Resolved(best, tier, best.shared_log_sd, best.own_log_sd, f"own calibration {best.id}")
+        relatives = [c for c in candidates if c.device != ANY_DEVICE and _related(c, device, self.fleet)]
+        if relatives:
+            best = min(relatives, key=lambda c: self._distance(c, kernel))
+            reason = f"nearest relative {best.id} ({best.architecture_class})"
+            return Resolved(best, Tier.TRANSFERRED, best.transfer_log_sd, best.own_log_sd, reason)
+        pooled = [c for c in candidates if c.device == ANY_DEVICE]
+        if pooled:
+            best = pooled[0]
+            measured = best.basis is Basis.POOLED and device.architecture_class != "cpu"
+            tier = Tier.DATASHEET if measured else Tier.ASSUMED
+            return Resolved(best, tier, best.transfer_log_sd, best.own_log_sd, f"datasheet and {best.id}")
+        return None
+
+    def _distance(self, calibration: Calibration, kernel: Kernel) -> tuple[bool, float]:
+        """Another architecture or the same, then |log| of the ratio of bytes per FLOP of the two devices."""
+        device, d = self.fleet.device, calibration.denominators
+        here = device.bandwidth_bytes_per_s.value / device.peak_flops_per_s(kernel.arithmetic).value
+        ratio = here / (d.bandwidth_bytes_per_s / d.peak_flops_per_s)
+        return calibration.architecture != device.architecture, abs(math.log(ratio))
+
+
+def _related(calibration: Calibration, device: Device, fleet: Fleet) -> bool:
+    """Same matrix instructions; for collectives also the same kind of link (switched NVLink or PCIe)."""
+    if calibration.architecture_class != device.architecture_class:
+        return False
+    if isinstance(calibration.parameters, LatencyBandwidth):
+        fast = fleet.interconnect.bandwidth_bytes_per_s.value > 100e9
+        return fast == (calibration.denominators.link_bytes_per_s > 100e9)
+    return True

@@ -1,0 +1,211 @@
+"""The typed hardware facts. The dataclass fields are the schema: loader, linter and documentation read them.
+
+A `Fact` cannot be built without a source, and a `Device` is built of facts: there is no way to state a
+number here without saying where it is printed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ..dtypes import DType
+from ..errors import InputError
+
+
+class Kind(StrEnum):
+    """How a number came to be known."""
+
+    DATASHEET = "datasheet"
+    MEASURED = "measured"
+    DERIVED = "derived"
+    ASSUMED = "assumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One number with its source (a key into the file's source table) and its kind."""
+
+    value: float
+    source: str
+    kind: Kind
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise InputError("a number without a source cannot be built", key="source", value=self.value)
+        if not math.isfinite(self.value) or self.value <= 0:
+            raise InputError("must be a positive, finite number", key="value", value=self.value)
+
+    def __float__(self) -> float:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A document a number was read from."""
+
+    title: str
+    publisher: str
+    where: str
+
+
+Rates = Mapping[DType, Fact]
+
+
+def fact(unit: str, meaning: str, required: bool = True) -> Any:
+    """Declare one number of the schema: its unit, its meaning and whether a file must give it."""
+    metadata = {"unit": unit, "meaning": meaning, "required": required, "type": "fact"}
+    return field(metadata=metadata) if required else field(default=None, metadata=metadata)
+
+
+def rates(unit: str, meaning: str, required: bool = False) -> Any:
+    """Declare a table of numbers by number format (bf16, fp8, ...)."""
+    metadata = {"unit": unit, "meaning": meaning, "required": required, "type": "rates"}
+    return field(metadata=metadata) if required else field(default_factory=dict, metadata=metadata)
+
+
+def word(meaning: str, required: bool = True) -> Any:
+    """Declare a text field."""
+    metadata = {"unit": "text", "meaning": meaning, "required": required, "type": "text"}
+    return field(metadata=metadata) if required else field(default="", metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What every hardware file has: a key (its file name), a printed name and its table of sources."""
+
+    key: str = field(metadata={"type": "internal"})
+    file: str = field(metadata={"type": "internal"})
+    name: str = word("name as the vendor prints it")
+    sources: Mapping[str, Source] = field(metadata={"type": "internal"})
+
+
+@dataclass(frozen=True)
+class Device(Part):
+    """One accelerator (or CPU acting as one): datasheet facts only. Units are in the names."""
+
+    vendor: str = word("nvidia, amd, intel, apple, ... in lower case")
+    architecture: str = word("vendor's architecture name in lower case, such as hopper or ada")
+    architecture_class: str = word("family of matrix instructions that kernels share: wgmma, mma.sync, cpu, ...")
+    capacity_bytes: Fact = fact("B", "memory the driver reports in total; what fits is judged by this number")
+    bandwidth_bytes_per_s: Fact = fact("B/s", "device memory bandwidth, read plus write")
+    peak_dense_flops_per_s: Rates = rates("FLOP/s", "dense matrix rate by input format (a multiply-add is 2)", True)
+    interconnect: str = word("link file that joins devices of one node")
+    host_link: str = word("link file that joins the device to its host")
+    advertised_capacity_bytes: Fact | None = fact("B", "memory as the product name states it", False)
+    peak_sparse_flops_per_s: Rates = rates("FLOP/s", "rate with 2:4 structured sparsity, as printed; never used as dense")
+    flops_per_clock_per_sm: Rates = rates("FLOP/clk/SM", "dense operations per clock and multiprocessor")
+    sm_count: Fact | None = fact("1", "multiprocessors (cores on a CPU)", False)
+    clock_hz: Fact | None = fact("Hz", "clock the peak rates refer to", False)
+    l2_bytes: Fact | None = fact("B", "last-level cache", False)
+    shared_memory_per_sm_bytes: Fact | None = fact("B", "shared memory and L1 of one multiprocessor", False)
+    register_file_per_sm_bytes: Fact | None = fact("B", "registers of one multiprocessor", False)
+    memory_bus_bits: Fact | None = fact("bit", "width of the memory interface", False)
+    memory_bits_per_s_per_pin: Fact | None = fact("bit/s", "data rate of one memory pin", False)
+    interconnect_bytes_per_s: Fact | None = fact("B/s", "device-to-device bandwidth, ONE direction", False)
+    power_w: Fact | None = fact("W", "board or module power limit", False)
+    compute_capability: Fact | None = fact("1", "CUDA compute capability", False)
+    memory_kind: str = word("HBM3, GDDR6X, DDR5, ...", False)
+    accumulate: str = word("accumulation type the bf16 and fp16 rates refer to", False)
+    unified_memory: bool = field(default=False, metadata={"type": "flag", "meaning": "memory shared with the host"})
+
+    def peak_flops_per_s(self, dtype: DType) -> Fact:
+        """Dense peak of the format; fp16 and bf16 stand in for each other, narrower formats for wider hardware do not.
+
+        A device without matrix units for a format computes it in bf16 (then fp16, then fp32) after conversion.
+        """
+        for candidate in (dtype, DType.BF16, DType.FP16, DType.FP32):
+            if candidate in self.peak_dense_flops_per_s:
+                return self.peak_dense_flops_per_s[candidate]
+        raise InputError(
+            "no usable matrix rate", file=self.file, key="peak_dense_flops_per_s", remedy="give at least bf16 or fp32"
+        )
+
+    def computes(self, dtype: DType) -> bool:
+        """Whether the device has matrix instructions for the format itself."""
+        return dtype in self.peak_dense_flops_per_s
+
+
+@dataclass(frozen=True)
+class Host(Part):
+    """The machine around the devices."""
+
+    memory_bytes: Fact = fact("B", "host memory")
+    memory_bandwidth_bytes_per_s: Fact = fact("B/s", "host memory bandwidth over all sockets and channels")
+    cores: Fact = fact("1", "physical cores")
+    clock_hz: Fact | None = fact("Hz", "base clock", False)
+    sockets: Fact | None = fact("1", "processor packages", False)
+    memory_channels: Fact | None = fact("1", "memory channels over all sockets", False)
+    memory_transfers_per_s: Fact | None = fact("1/s", "transfers per second of one channel (8 bytes each)", False)
+    nvme_read_bytes_per_s: Fact | None = fact("B/s", "sequential read of the local NVMe storage", False)
+    nvme_write_bytes_per_s: Fact | None = fact("B/s", "sequential write of the local NVMe storage", False)
+
+
+@dataclass(frozen=True)
+class Link(Part):
+    """A connection between two parts; the bandwidth is of ONE direction."""
+
+    bandwidth_bytes_per_s: Fact = fact("B/s", "payload-independent bandwidth, one direction")
+    transfers_per_s: Fact | None = fact("1/s", "transfer rate of one lane", False)
+    lanes: Fact | None = fact("1", "lanes or links", False)
+    encoding: Fact | None = fact("1", "share of transferred bits that carry data", False)
+
+
+@dataclass(frozen=True)
+class Cluster(Part):
+    """A node or instance by name: how many of which device, in which host."""
+
+    device: str = word("device file")
+    host: str = word("host file")
+    device_count: Fact = fact("1", "devices in the node")
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What a question runs on: `count` like devices in one node, joined by `interconnect`, fed by `host`."""
+
+    device: Device
+    count: int
+    interconnect: Link
+    host_link: Link
+    host: Host | None
+    host_memory_bytes: float | None
+    free_bytes: float | None = None
+
+    def usable_bytes(self) -> float:
+        """Bytes a process may count on per device: what is free now where that was read, else the driver's total."""
+        return self.device.capacity_bytes.value if self.free_bytes is None else self.free_bytes
+
+    @property
+    def label(self) -> str:
+        """`2xh100-sxm`, or just the device for one of it."""
+        return self.device.key if self.count == 1 else f"{self.count}x{self.device.key}"
+
+    def sized(self, count: int) -> Fleet:
+        """The same fleet with another number of devices."""
+        return dataclasses.replace(self, count=count)
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One row of a schema table."""
+
+    name: str
+    type: str
+    unit: str
+    required: bool
+    meaning: str
+
+
+def attributes(part: type[Part]) -> tuple[Attribute, ...]:
+    """The schema of a hardware file as a table, read off the dataclass fields."""
+    rows = []
+    for f in dataclasses.fields(part):
+        if f.metadata.get("type") != "internal":
+            m = f.metadata
+            rows.append(Attribute(f.name, m["type"], m.get("unit", "-"), m.get("required", False), m["meaning"]))
+    return tuple(rows)

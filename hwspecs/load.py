@@ -1,0 +1,178 @@
+"""Read hardware files: TOML in, typed frozen parts out; every complaint names file, key, value and remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from ..dtypes import DType
+from ..errors import InputError, UnknownNameError
+from .device import Cluster, Device, Fact, Fleet, Host, Kind, Link, Part, Source
+
+ROOT = Path(__file__).parent
+FOLDERS: Mapping[type[Part], str] = {Device: "gpus", Host: "hosts", Link: "links", Cluster: "clusters"}
+SCHEMA_VERSION = 1
+MAX_FILE_BYTES = 1_000_000
+MAX_DEVICES = 4096
+
+PartT = TypeVar("PartT", bound=Part)
+_COPY_ONE = "start from a working file: `roofplan hw show rtx-4090 --toml`"
+
+
+def names(part: type[Part]) -> list[str]:
+    """The keys of all bundled files of a kind, sorted; reads no file."""
+    return sorted(path.stem for path in (ROOT / FOLDERS[part]).glob("*.toml"))
+
+
+def path_of(part: type[Part], name: str) -> Path:
+    """The file behind a bundled name or a path ending in .toml."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError("no such file", file=name, remedy="give the path of a TOML file or a bundled name")
+        return path
+    key = name.strip().lower().replace("_", "-").replace(" ", "-")
+    known = names(part)
+    if key not in known:
+        raise UnknownNameError(part.__name__.lower(), name, known, listing="roofplan hw list")
+    return ROOT / FOLDERS[part] / f"{key}.toml"
+
+
+def load(part: type[PartT], name: str) -> PartT:
+    """The part of that name (or at that path). Bundled files are parsed once per process."""
+    path = path_of(part, name)
+    return _load_bundled(part, path) if path.is_relative_to(ROOT) else read(part, path)
+
+
+@lru_cache(maxsize=256)
+def _load_bundled(part: type[PartT], path: Path) -> PartT:
+    return read(part, path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as nested tables, or one clear line why not."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError("larger than 1 MB: not a hardware file", file=str(path))
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=str(path)) from None
+    except UnicodeDecodeError:
+        raise InputError("not UTF-8 text", file=str(path), remedy=_COPY_ONE) from None
+    except (tomllib.TOMLDecodeError, ValueError) as error:
+        raise InputError(f"not valid TOML: {error}", file=str(path), remedy=_COPY_ONE) from None
+    except RecursionError:
+        raise InputError("nested too deeply: not a hardware file", file=str(path), remedy=_COPY_ONE) from None
+
+
+def read(part: type[PartT], path: Path) -> PartT:
+    """Build the part from the file at `path`, checking every key against the schema."""
+    file = str(path)
+    table = read_toml(path)
+    version = table.pop("schema", None)
+    if version != SCHEMA_VERSION:
+        raise InputError(f"must be {SCHEMA_VERSION}", file=file, key="schema", value=version, remedy=_COPY_ONE)
+    sources = _sources(table.pop("sources", None), file)
+    fields = {f.name: f for f in dataclasses.fields(part) if f.metadata["type"] != "internal"}
+    for key in table:
+        if key not in fields:
+            raise UnknownNameError("key", key, fields, listing=f"{file}: `roofplan hw schema`")
+    values: dict[str, Any] = {}
+    for name, f in fields.items():
+        if name in table:
+            values[name] = _READERS[f.metadata["type"]](table[name], file, name, sources)
+        elif f.metadata.get("required"):
+            raise InputError(f"missing: {f.metadata['meaning']}", file=file, key=name, remedy=_COPY_ONE)
+    return part(key=path.stem, file=file, sources=MappingProxyType(sources), **values)
+
+
+def _sources(raw: object, file: str) -> dict[str, Source]:
+    if not isinstance(raw, dict) or not raw:
+        raise InputError("missing: the table of documents the numbers come from", file=file, key="sources")
+    sources = {}
+    for key, entry in raw.items():
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("title", "publisher")):
+            raise InputError("a source is { title, publisher, where }", file=file, key=f"sources.{key}", value=entry)
+        sources[key] = Source(entry["title"], entry["publisher"], str(entry.get("where", "")))
+    return sources
+
+
+def _fact(raw: object, file: str, key: str, sources: Mapping[str, Source]) -> Fact:
+    if not isinstance(raw, dict) or set(raw) != {"value", "source", "kind"}:
+        remedy = 'write { value = 1.0e12, source = "datasheet", kind = "datasheet" }'
+        raise InputError("a number needs value, source and kind", file=file, key=key, value=raw, remedy=remedy)
+    value, source, kind = raw["value"], raw["source"], raw["kind"]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError("value must be a number", file=file, key=key, value=value)
+    if not isinstance(source, str) or source not in sources:
+        raise InputError("source is not in the file's [sources]", file=file, key=key, value=source)
+    if not isinstance(kind, str) or kind not in set(Kind):
+        raise InputError(f"kind must be one of {', '.join(Kind)}", file=file, key=key, value=kind)
+    try:
+        return Fact(float(value), source, Kind(kind))
+    except (InputError, OverflowError):
+        raise InputError("must be a positive, finite number", file=file, key=key, value=value) from None
+
+
+def _rates(raw: object, file: str, key: str, sources: Mapping[str, Source]) -> Mapping[DType, Fact]:
+    if not isinstance(raw, dict) or not raw:
+        raise InputError("must be a table of numbers by format", file=file, key=key, value=raw, remedy=_COPY_ONE)
+    for name in raw:
+        if name not in set(DType):
+            raise UnknownNameError("number format", name, list(DType), listing=f"{file}: {key}: `roofplan hw schema`")
+    return MappingProxyType({DType(k): _fact(v, file, f"{key}.{k}", sources) for k, v in raw.items()})
+
+
+def _text(raw: object, file: str, key: str, sources: Mapping[str, Source]) -> str:
+    if not isinstance(raw, str) or not raw.strip() or len(raw) > 200:
+        raise InputError("must be a short text", file=file, key=key, value=raw)
+    return raw
+
+
+def _flag(raw: object, file: str, key: str, sources: Mapping[str, Source]) -> bool:
+    if not isinstance(raw, bool):
+        raise InputError("must be true or false", file=file, key=key, value=raw)
+    return raw
+
+
+_READERS = {"fact": _fact, "rates": _rates, "text": _text, "flag": _flag}
+
+
+def load_fleet(name: str, host: str | None = None, host_memory_bytes: float | None = None) -> Fleet:
+    """A fleet from `h200`, `2xh100-sxm`, a cluster name such as `8xh200`, or a user's own TOML (`2x./mine.toml`).
+
+    Without a host the fleet has no host memory; `host_memory_bytes` states it alone.
+    """
+    count = 1
+    if name.lower() in names(Cluster):
+        cluster = load(Cluster, name.lower())
+        name, count = cluster.device, int(cluster.device_count.value)
+        host = host or cluster.host
+    else:
+        match = re.fullmatch(r"(\d{1,9})x(.+)", name, re.IGNORECASE)
+        if match and not Path(name).is_file():
+            count, name = int(match.group(1)), match.group(2)
+    if not 1 <= count <= MAX_DEVICES:
+        raise InputError(f"number of devices must lie between 1 and {MAX_DEVICES}", key="--gpu", value=count)
+    device = load(Device, name)
+    return fleet_of(device, count, load(Host, host) if host else None, host_memory_bytes)
+
+
+def fleet_of(
+    device: Device, count: int = 1, host: Host | None = None, host_memory_bytes: float | None = None
+) -> Fleet:
+    """A fleet of `count` such devices with the links its file names."""
+    try:
+        interconnect, host_link = load(Link, device.interconnect), load(Link, device.host_link)
+    except UnknownNameError as error:
+        key = "interconnect" if device.interconnect == error.value else "host_link"
+        raise InputError(error.problem, file=device.file, key=key, value=error.value, remedy=error.remedy) from None
+    if host_memory_bytes is None and host is not None:
+        host_memory_bytes = host.memory_bytes.value
+    return Fleet(device, count, interconnect, host_link, host, host_memory_bytes)

@@ -1,0 +1,57 @@
+"""Mixture-of-experts feed-forward as one fused kernel: gate, up and down of the experts the tokens touch.
+
+FLOPs follow the active experts (top_k of each token), weight bytes the touched ones: at batch 1 these agree, at
+large batch every expert is read though each token uses few. Counting total parameters for either is a classic error.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..estimate import Array
+from ..operators import Experts
+from ..scenario import Routing
+
+POWER_LAW_TOP = 0.8  # share of all tokens the most popular expert may receive
+
+
+def flops(table: Experts) -> Array:
+    """2 FLOPs for each weight of the three matrices and each (token, expert) assignment."""
+    return np.asarray(2.0 * 3.0 * table.tokens * table.top_k * table.hidden * table.intermediate)
+
+
+def traffic_bytes(table: Experts) -> Array:
+    """Weights of the touched experts; each assignment's input, gated product (written and read) and output."""
+    weights = table.touched * table.expert_bytes
+    assignments = table.tokens * table.top_k
+    activations = assignments * (2.0 * table.hidden + 4.0 * table.intermediate) * table.activation_bytes
+    return np.asarray(np.where(table.tokens > 0, weights + activations, 0.0))
+
+
+def touched_experts(tokens: Array, experts: int, top_k: int, routing: Routing, alpha: float) -> Array:
+    """Expected number of distinct experts a step reads; between top_k and min(experts, tokens * top_k).
+
+    uniform:   E (1 - (1 - k/E)^N).
+    power law: expert i takes a share of the N k assignments proportional to the inverse CDF, at (i - 1/2) / E, of
+               p(x) ~ x^-alpha on [1, 0.8 N]; an expert with an expected load of one or more is touched, a smaller
+               load touches it that often. Real decode traffic is skewed: uniform routing over-counts its weights.
+    """
+    n = np.asarray(tokens, dtype=float)
+    if routing is Routing.UNIFORM:
+        touched = experts * -np.expm1(np.maximum(n, 0.0) * np.log1p(-min(top_k / experts, 1 - 1e-12)))
+    else:
+        unique, inverse = np.unique(n, return_inverse=True)
+        touched = _power_law(unique, experts, top_k, alpha)[inverse].reshape(n.shape)
+    lowest = np.minimum(top_k * np.minimum(n, 1.0), experts)
+    return np.asarray(np.clip(touched, lowest, np.minimum(experts, n * top_k)))
+
+
+def _power_law(tokens: Array, experts: int, top_k: int, alpha: float) -> Array:
+    quantile = (np.arange(experts) + 0.5) / experts
+    top = np.maximum(POWER_LAW_TOP * tokens, 1.0 + 1e-9)[:, None]
+    if abs(alpha - 1.0) < 1e-9:
+        load = top**quantile
+    else:
+        load = (1 + quantile * (top ** (1 - alpha) - 1)) ** (1 / (1 - alpha))
+    load = load / load.sum(axis=1, keepdims=True) * (tokens * top_k)[:, None]
+    return np.asarray(np.minimum(load, 1.0).sum(axis=1))

@@ -1,0 +1,206 @@
+"""Times with their terms, their error and their evidence, and the arithmetic by which they add.
+
+An error has two parts. The *shared* part (a calibration that is 5 % too fast is so for every operator it prices)
+adds up linearly; the *own* part of each operator (this shape is an odd one) adds in quadrature. Both are carried
+through sums as a standard deviation and a variance in seconds, and become an interval only at the end: adding
+lows and highs would over-cover, plain quadrature would under-cover. Evidence is the share of time by tier.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+Z_80 = 1.2815515655446004  # standard normal quantile of 0.9: low and high enclose 80 %
+WEAKEST_SHARE = 0.05  # a tier that holds more than this share of the time is the one a reader should know
+
+
+class Tier(IntEnum):
+    """How well founded a time is, best first."""
+
+    MEASURED = 0
+    CALIBRATED = 1
+    TRANSFERRED = 2
+    DATASHEET = 3
+    ASSUMED = 4
+
+    @property
+    def label(self) -> str:
+        """The word shown to people."""
+        return self.name.lower()
+
+
+class Bound(IntEnum):
+    """Which term a time is made of."""
+
+    COMPUTE = 0
+    MEMORY = 1
+    FLOOR = 2
+    LINK = 3
+
+    @property
+    def label(self) -> str:
+        """The word shown to people."""
+        return self.name.lower()
+
+
+def _zero() -> Array:
+    return np.zeros(())
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What a time consists of, in seconds; the four add up to it."""
+
+    compute_s: Array = dataclasses.field(default_factory=_zero)
+    memory_s: Array = dataclasses.field(default_factory=_zero)
+    floor_s: Array = dataclasses.field(default_factory=_zero)
+    link_s: Array = dataclasses.field(default_factory=_zero)
+
+    def stack(self) -> tuple[Array, ...]:
+        """The terms in the order of `Bound`."""
+        return self.compute_s, self.memory_s, self.floor_s, self.link_s
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A time (any shape, broadcastable fields) with terms, error parts and evidence, all in seconds.
+
+    `evidence_s` is the time by `Tier`; `extrapolated_s` the time priced outside the hull of its calibration.
+    """
+
+    time_s: Array
+    terms: Terms
+    shared_sd_s: Array
+    own_var_s2: Array
+    evidence_s: tuple[Array, ...]
+    extrapolated_s: Array
+
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(
+            self.time_s + other.time_s,
+            Terms(*(a + b for a, b in zip(self.terms.stack(), other.terms.stack(), strict=True))),
+            self.shared_sd_s + other.shared_sd_s,
+            self.own_var_s2 + other.own_var_s2,
+            tuple(a + b for a, b in zip(self.evidence_s, other.evidence_s, strict=True)),
+            self.extrapolated_s + other.extrapolated_s,
+        )
+
+    def scaled(self, count: npt.ArrayLike) -> Estimate:
+        """`count` repetitions of the very same work: its own error repeats too, so both parts scale linearly."""
+        n = np.asarray(count, dtype=float)
+        return Estimate(
+            self.time_s * n,
+            Terms(*(t * n for t in self.terms.stack())),
+            self.shared_sd_s * n,
+            self.own_var_s2 * n * n,
+            tuple(e * n for e in self.evidence_s),
+            self.extrapolated_s * n,
+        )
+
+    def weighted_rows(self, weights: Array) -> Estimate:
+        """Sum over the leading row axis with `weights` (rows,): repetitions within a row, independence between rows."""
+        ndim = max(a.ndim for a in self._arrays())
+        w = weights.reshape(-1, *([1] * (ndim - 1)))
+
+        def reduce(a: Array, by: Array) -> Array:
+            return np.asarray((a * by).sum(axis=0)) if a.ndim == ndim else np.asarray(a * by.sum())
+
+        return Estimate(
+            reduce(self.time_s, w),
+            Terms(*(reduce(t, w) for t in self.terms.stack())),
+            reduce(self.shared_sd_s, w),
+            reduce(self.own_var_s2, w * w),
+            tuple(reduce(e, w) for e in self.evidence_s),
+            reduce(self.extrapolated_s, w),
+        )
+
+    def row(self, index: int) -> Estimate:
+        """One row of the leading axis."""
+
+        def pick(a: Array) -> Array:
+            return np.asarray(a[index] if a.ndim and a.shape[0] > 1 else a[0] if a.ndim else a)
+
+        return Estimate(
+            pick(self.time_s),
+            Terms(*(pick(t) for t in self.terms.stack())),
+            pick(self.shared_sd_s),
+            pick(self.own_var_s2),
+            tuple(pick(e) for e in self.evidence_s),
+            pick(self.extrapolated_s),
+        )
+
+    def _arrays(self) -> tuple[Array, ...]:
+        return (self.time_s, *self.terms.stack(), self.shared_sd_s, self.own_var_s2, *self.evidence_s)
+
+    @property
+    def log_sd(self) -> Array:
+        """Standard deviation of the logarithm: shared and own part combined at the very end."""
+        time = np.maximum(self.time_s, 1e-300)
+        return np.asarray(np.sqrt((self.shared_sd_s / time) ** 2 + self.own_var_s2 / time**2))
+
+    @property
+    def low_s(self) -> Array:
+        """Lower end of the 80 % interval."""
+        return np.asarray(self.time_s * np.exp(-Z_80 * self.log_sd))
+
+    @property
+    def high_s(self) -> Array:
+        """Upper end of the 80 % interval."""
+        return np.asarray(self.time_s * np.exp(Z_80 * self.log_sd))
+
+    def bound(self) -> Bound:
+        """The largest term of a scalar estimate."""
+        return Bound(int(np.argmax([float(np.sum(t)) for t in self.terms.stack()])))
+
+    def term_share(self, bound: Bound) -> float:
+        """Share of the time of a scalar estimate that the term makes up."""
+        return float(np.sum(self.terms.stack()[bound])) / max(float(np.sum(self.time_s)), 1e-300)
+
+    def evidence(self) -> dict[Tier, float]:
+        """Share of the time of a scalar estimate by tier, tiers without time left out."""
+        total = max(float(np.sum(self.time_s)), 1e-300)
+        shares = {tier: float(np.sum(self.evidence_s[tier])) / total for tier in Tier}
+        return {tier: share for tier, share in shares.items() if share > 1e-9}
+
+    def weakest_tier(self) -> Tier:
+        """The weakest tier that holds more than 5 % of the time."""
+        holding = [tier for tier, share in self.evidence().items() if share > WEAKEST_SHARE]
+        return max(holding, default=Tier.MEASURED)
+
+
+def nothing() -> Estimate:
+    """The neutral element of addition."""
+    zero = _zero()
+    return Estimate(zero, Terms(), zero, zero, tuple(zero for _ in Tier), zero)
+
+
+def total(estimates: Iterable[Estimate]) -> Estimate:
+    """The sum of estimates of different work; `nothing()` for none."""
+    result = None
+    for estimate in estimates:
+        result = estimate if result is None else result + estimate
+    return nothing() if result is None else result
+
+
+def priced(
+    terms: Terms, *, tier: Tier, shared_log_sd: float, own_log_sd: npt.ArrayLike, extrapolated: npt.ArrayLike = False
+) -> Estimate:
+    """An estimate from its terms, the relative errors of its calibration and the tier that calibration has here."""
+    time = np.asarray(sum(terms.stack()))
+    zero = _zero()
+    return Estimate(
+        time,
+        terms,
+        time * shared_log_sd,
+        (time * np.asarray(own_log_sd)) ** 2,
+        tuple(time if t is tier else zero for t in Tier),
+        time * np.asarray(extrapolated, dtype=float),
+    )

@@ -1,0 +1,69 @@
+"""Inference as a program: prefill of a prompt, decoding of a batch, and swapping a user's KV cache out.
+
+Service times only: a request that waits in a queue waits longer, and nothing here models the queue.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..dtypes import DType
+from .calibration import CalibrationSet
+from .costs import estimate
+from .estimate import Array, Estimate, nothing
+from .lowering.decoder import lower
+from .memory import kv_cache_bytes
+from .operators import Copy, Kernel, KernelName, one_row
+from .scenario import Phase, Scenario, Step
+from .schedule import pipeline_cycle, pipeline_fill, stage_times
+
+
+def decode_step(scenario: Scenario) -> Step:
+    """One decode step of one micro-batch: pipeline stages work on as many micro-batches as there are stages."""
+    batch = np.asarray(scenario.batch, float)
+    sequences = np.ceil(batch / np.minimum(batch, scenario.sharding.pp))
+    return Step(Phase.DECODE, sequences, 1, np.asarray(scenario.context, float) - 1)
+
+
+def decode(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:
+    """Time in which every user gets one more token, at the scenario's full context."""
+    stages = stage_times(lower(scenario, decode_step(scenario)), scenario, calibrations)
+    return pipeline_cycle(stages, np.minimum(np.asarray(scenario.batch, float), scenario.sharding.pp))
+
+
+def prefill(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:
+    """Time from the start of one request's prompt to its first token, alone on the device: service time only.
+
+    A prompt longer than the engine's `max_batched_tokens` runs in chunks; each later chunk attends to all before.
+    The full chunks are priced at their mean past, which is exact in FLOPs and bytes (both linear in the past).
+    """
+    prompt, chunk = np.asarray(scenario.prompt, float), scenario.engine.max_batched_tokens
+    full = np.floor(prompt / chunk)
+    rest = prompt - full * chunk
+    result = nothing()
+    if np.any(full > 0):
+        result = result + _chunks(scenario, calibrations, np.asarray(full), np.full_like(prompt, chunk))
+    if np.any(rest > 0):
+        stages = stage_times(lower(scenario, _prefill_step(rest, full * chunk)), scenario, calibrations)
+        result = result + pipeline_fill(stages, np.ones(())).scaled(rest > 0)
+    return result
+
+
+def _chunks(scenario: Scenario, calibrations: CalibrationSet, count: Array, chunk: Array) -> Estimate:
+    mean_past = np.maximum(count - 1, 0.0) / 2 * chunk
+    stages = stage_times(lower(scenario, _prefill_step(chunk, mean_past)), scenario, calibrations)
+    return pipeline_fill(stages, np.maximum(count, 1.0)).scaled(count > 0)
+
+
+def _prefill_step(new_tokens: Array, past_tokens: Array) -> Step:
+    return Step(Phase.PREFILL, 1, new_tokens, past_tokens)
+
+
+def swap_out(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:
+    """Time to copy one user's KV cache from a device to host memory (and as much again to bring it back).
+
+    Devices copy in parallel over their own links; the stage with the most KV cache sets the time.
+    """
+    one_user = kv_cache_bytes(scenario.but(batch=1)).max(axis=0)
+    table = one_row(Copy, "swap", "model", 1, Kernel(KernelName.HOST_COPY, DType.BF16), copy_bytes=one_user)
+    return estimate(table, scenario.fleet, calibrations).row(0)

@@ -1,0 +1,98 @@
+"""The product of lowering: operators for the cost models, nodes for the liveness of activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ...dtypes import DType
+from ..estimate import Array
+from ..operators import Operators, Table
+from ..scenario import Scenario, Step, stage_layers
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """An activation tensor on one device."""
+
+    name: str
+    bytes: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation in execution order: `writes` come alive, buffers die after the last node that reads them.
+
+    A node without writes is a function returning: it keeps what its caller still refers to alive until then.
+    """
+
+    label: str
+    reads: tuple[str, ...] = ()
+    writes: tuple[Buffer, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A lowered step on one device of each stage: operators with counts by stage, and one pass over each block.
+
+    `body` holds the nodes of embedding and layers, `head` those only the last stage runs.
+    """
+
+    operators: Operators
+    body: tuple[Node, ...]
+    head: tuple[Node, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """The numbers every lowering function needs: the step on one device of a tensor-parallel group."""
+
+    scenario: Scenario
+    step: Step
+    tokens: Array
+    logit_tokens: Array
+    tp: int
+    stages: tuple[tuple[int, ...], ...]
+
+    @staticmethod
+    def of(scenario: Scenario, step: Step) -> Shard:
+        """The shard of a step; token counts keep the scenario's grid axes."""
+        tokens = np.asarray(np.asarray(step.sequences, float) * np.asarray(step.new_tokens, float))
+        logits = step.sequences if step.logit_tokens is None else step.logit_tokens
+        stages = stage_layers(scenario.model, scenario.sharding)
+        return Shard(scenario, step, tokens, np.asarray(logits, float), scenario.sharding.tp, stages)
+
+    @property
+    def activation(self) -> DType:
+        """Format of activations."""
+        return self.scenario.numerics.activations
+
+    def layer_count(self, block: int) -> npt.NDArray[np.float64]:
+        """Layers of the block on each pipeline stage."""
+        return np.array([stage[block] for stage in self.stages], dtype=float)
+
+    def on_stage(self, index: int) -> npt.NDArray[np.float64]:
+        """Once, on one stage (-1: the last)."""
+        count = np.zeros(len(self.stages))
+        count[index] = 1.0
+        return count
+
+    def activation_of(self, name: str, width: float, tokens: Array | None = None, size: float | None = None) -> Buffer:
+        """An activation buffer of `width` elements a token."""
+        count = self.tokens if tokens is None else tokens
+        return Buffer(name, np.asarray(count * width * (self.activation.bytes if size is None else size)))
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What one block family contributes: operators and the nodes of one layer."""
+
+    rows: list[Table] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+
+    def extend(self, other: Piece) -> None:
+        """Append another piece behind this one."""
+        self.rows.extend(other.rows)
+        self.nodes.extend(other.nodes)

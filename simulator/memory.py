@@ -1,0 +1,253 @@
+"""The ledger: bytes per device by tensor class, each with a lower and an upper figure, and what a tool would show.
+
+Weights, KV cache and live activations are computed; what the runtime adds (context, workspaces, graphs,
+communicators, allocator) are ranges read in public logs, with the source in each row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from .estimate import Array
+from .liveness import peak
+from .lowering.decoder import lower
+from .lowering.linear import share_per_rank
+from .scenario import Phase, Scenario, Step, Tier, stage_layers
+from .workload.model import Experts, Model, Role
+
+GIB, MIB = 2.0**30, 2.0**20
+
+
+class TensorClass(StrEnum):
+    """The rows of a ledger, in the order they are shown."""
+
+    WEIGHTS = "weights"
+    KV_CACHE = "kv cache"
+    ACTIVATIONS = "activations"
+    WORKSPACE = "workspace"
+    ALLOCATOR = "allocator slack"
+    GRAPHS = "graphs"
+    COMMUNICATORS = "communicators"
+    CONTEXT = "context"
+
+
+ALLOCATED = (TensorClass.WEIGHTS, TensorClass.KV_CACHE, TensorClass.ACTIVATIONS, TensorClass.WORKSPACE)
+RESERVED = (*ALLOCATED, TensorClass.ALLOCATOR)
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """Bytes of one class on one device of each stage: arrays (stages, *grid)."""
+
+    tensor_class: TensorClass
+    tier: Tier
+    low_bytes: Array
+    bytes: Array
+    high_bytes: Array
+    basis: str
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """What one device of each pipeline stage holds at its peak. Ledgers of different jobs on one device add."""
+
+    entries: tuple[Entry, ...]
+
+    def __add__(self, other: Ledger) -> Ledger:
+        return Ledger(self.entries + other.entries)
+
+    def _sum(self, field: str, classes: tuple[TensorClass, ...] | None = None) -> Array:
+        chosen = [e for e in self.entries if e.tier is Tier.HBM and (classes is None or e.tensor_class in classes)]
+        return np.asarray(sum((getattr(e, field) for e in chosen), start=np.zeros(())))
+
+    def low_bytes(self) -> Array:
+        """Least a device of each stage needs, (stages, *grid)."""
+        return self._sum("low_bytes")
+
+    def total_bytes(self) -> Array:
+        """Expected bytes: what nvidia-smi would show for the process."""
+        return self._sum("bytes")
+
+    def high_bytes(self) -> Array:
+        """Most a device of each stage needs."""
+        return self._sum("high_bytes")
+
+    def allocated_bytes(self) -> Array:
+        """What torch.cuda.max_memory_allocated would report."""
+        return self._sum("bytes", ALLOCATED)
+
+    def reserved_bytes(self) -> Array:
+        """What torch.cuda.max_memory_reserved would report."""
+        return self._sum("bytes", RESERVED)
+
+    def of(self, tensor_class: TensorClass) -> Array:
+        """Expected bytes of one class."""
+        return self._sum("bytes", (tensor_class,))
+
+    def worst_stage(self) -> int:
+        """The stage whose device holds most (of a scalar ledger)."""
+        return int(np.argmax(np.atleast_1d(self.total_bytes())))
+
+
+@dataclass(frozen=True)
+class Range:
+    """A figure read in public logs: lowest, usual, highest, and where."""
+
+    low: float
+    usual: float
+    high: float
+    basis: str
+
+
+# vLLM start-up logs: "Free memory on device (free/total)" before anything is loaded. H100 0.51 in 29 equal runs of
+# llm-d-planner accuracy/results/v0.19.0; A100 0.41; H200 0.60; 24 GB Ada class 0.45; L4 and 16 GB cards 0.23.
+CONTEXT = {
+    "hopper": Range(0.50 * GIB, 0.55 * GIB, 0.62 * GIB, "vLLM logs: 0.51 (H100), 0.60 (H200) GiB before loading"),
+    "ampere": Range(0.25 * GIB, 0.42 * GIB, 0.50 * GIB, "vLLM logs: 0.41 to 0.49 GiB (A100); 0.25 (RTX 3090)"),
+    "ada": Range(0.23 * GIB, 0.45 * GIB, 0.50 * GIB, "vLLM logs: 0.23 (L4) to 0.49 (L40S) GiB before loading"),
+}
+CONTEXT_ELSEWHERE = Range(0.23 * GIB, 0.45 * GIB, 0.70 * GIB, "vLLM logs: 0.23 (L4) to 0.70 (B200) GiB")
+FIRST_USE = Range(0.02 * GIB, 0.25 * GIB, 0.46 * GIB, "non-torch increase of one device, vLLM 0.10 to 0.19 logs")
+NVLINK_GROUP = Range(0.15 * GIB, 2.85 * GIB, 3.4 * GIB, "tensor-parallel H100, vLLM 0.19: 1.0 at start + 1.8 at first use")
+PCIE_GROUP = Range(0.13 * GIB, 0.30 * GIB, 1.4 * GIB, "tensor-parallel over PCIe: 0.13 to 0.39 GiB, 1.4 once")
+PIPELINE_GROUP = Range(0.15 * GIB, 0.95 * GIB, 1.5 * GIB, "pipeline-parallel H100, vLLM 0.19: 0.92 to 0.97 GiB")
+GRAPHS_DENSE = Range(0.23 * GIB, 0.90 * GIB, 1.9 * GIB, "44 runs on H100, vLLM 0.19: 0.51 to 1.85, median 0.94 GiB")
+GRAPHS_EXPERTS = Range(0.4 * GIB, 1.4 * GIB, 3.5 * GIB, "mixture-of-experts runs, vLLM 0.10 to 0.19: 0.93 to 3.45 GiB")
+ALLOCATOR_SHARE = (0.002, 0.01, 0.024)  # reserved / allocated - 1 in public inference logs
+WORKSPACE = {"hopper": 32 * MIB}  # cuBLAS workspace of a handle and stream; 8.125 MiB before Hopper
+WORKSPACE_ELSEWHERE = 8.125 * MIB
+WORKSPACE_STREAMS = (1, 2, 4)
+ACTIVATION_SPREAD = (0.9, 1.0, 1.25)  # logged peaks against computed ones: 0.95 to 1.2 (README, memory)
+
+
+def stage_weight_bytes(scenario: Scenario) -> Array:
+    """Bytes of weights on one device of each stage, (stages,). Tied embeddings count on both end stages."""
+    model, tp = scenario.model, scenario.sharding.tp
+    stored, stages = scenario.numerics.weights, stage_layers(model, scenario.sharding)
+    result = np.zeros(len(stages))
+    for tensor in model.tensors:
+        per_device = model.layer_bytes(tensor, stored) * share_per_rank(tensor, model, tp)
+        if tensor.block is not None:
+            result += [layers[tensor.block] * per_device for layers in stages]
+        elif tensor.role is Role.EMBED:
+            result[0] += per_device
+            if model.tied and len(stages) > 1:
+                result[-1] += per_device
+        else:
+            result[-1] += per_device
+    result[-1] += model.stored.get((Role.EXTRA, None), 0.0)
+    return result
+
+
+def kv_bytes_per_block_of_tokens(scenario: Scenario) -> Array:
+    """Bytes of one page of the KV cache for every unwindowed layer of each stage, (stages,)."""
+    return np.asarray(_kv_bytes_per_token(scenario, windowed=False)) * scenario.engine.block_tokens
+
+
+def _kv_bytes_per_token(scenario: Scenario, windowed: bool) -> list[float]:
+    """2 x KV heads of a device x head_dim x bytes, summed over a stage's layers with or without a window."""
+    model, width, tp = scenario.model, scenario.numerics.kv.bytes, scenario.sharding.tp
+    return [
+        sum(
+            count * 2 * math.ceil(b.attention.kv_heads / tp) * b.attention.head_dim * width
+            for b, count in zip(model.blocks, layers, strict=True)
+            if (b.attention.window is not None) is windowed
+        )
+        for layers in stage_layers(model, scenario.sharding)
+    ]
+
+
+def kv_cache_bytes(scenario: Scenario) -> Array:
+    """KV cache of all users on one device of each stage, (stages, *grid), contexts rounded up to whole pages.
+
+    A sliding window keeps at most its own length and one more page.
+    """
+    page = scenario.engine.block_tokens
+    context, batch = np.asarray(scenario.context, float), np.asarray(scenario.batch, float)
+    pages = np.ceil(context / page)
+    stages = []
+    for full, windowed in zip(_kv_bytes_per_token(scenario, False), _kv_bytes_per_token(scenario, True), strict=True):
+        tokens_bytes = full * pages * page
+        if windowed:
+            tokens_bytes = tokens_bytes + windowed * page * np.minimum(pages, _window_pages(scenario.model, page))
+        stages.append(np.asarray(batch * tokens_bytes))
+    return np.stack(np.broadcast_arrays(*stages))
+
+
+def _window_pages(model: Model, page: int) -> int:
+    widest = max(b.attention.window or 0 for b in model.blocks)
+    return math.ceil(widest / page) + 1
+
+
+def peak_steps(scenario: Scenario) -> tuple[Step, Step]:
+    """The two steps whose activations may be largest: the fullest prefill an engine batches, and decoding everybody."""
+    batch, prompt = np.asarray(scenario.batch, float), np.asarray(scenario.prompt, float)
+    tokens = np.minimum(batch * prompt, scenario.engine.max_batched_tokens)
+    sequences = np.minimum(batch, tokens)
+    prefill = Step(Phase.PREFILL, sequences, tokens / sequences, np.zeros(()), logit_tokens=sequences)
+    return prefill, Step(Phase.DECODE, batch, 1, np.asarray(scenario.context, float) - 1)
+
+
+def activation_bytes(scenario: Scenario) -> Array:
+    """Peak of live activations on one device of each stage, (stages, *grid); only the last stage makes logits."""
+    programs = [lower(scenario, step) for step in peak_steps(scenario)]
+    inner, last = (
+        np.maximum(*(peak(p, head=head).bytes for p in programs)) for head in (False, True)
+    )
+    stages = scenario.sharding.pp
+    return np.stack(np.broadcast_arrays(*[inner] * (stages - 1), last))
+
+
+def ledger(scenario: Scenario) -> Ledger:
+    """What one device of each stage holds at the peak of the scenario, arrays (stages, *grid)."""
+    device = scenario.fleet.device
+    weights, kv = stage_weight_bytes(scenario), kv_cache_bytes(scenario)
+    activations = activation_bytes(scenario)
+    column = weights.reshape(-1, *([1] * (kv.ndim - 1)))
+
+    def row(name: TensorClass, low: Array, usual: Array, high: Array, basis: str, tier: Tier = Tier.HBM) -> Entry:
+        return Entry(name, tier, np.asarray(low), np.asarray(usual), np.asarray(high), basis)
+
+    def ranged(name: TensorClass, figure: Range) -> Entry:
+        ones = np.ones_like(column)
+        return row(name, ones * figure.low, ones * figure.usual, ones * figure.high, figure.basis)
+
+    entries = [
+        row(TensorClass.WEIGHTS, column, column, column, "computed from the tensor list", scenario.placement.weights),
+        row(TensorClass.KV_CACHE, kv, kv, kv, "computed, whole pages", scenario.placement.kv),
+        row(
+            TensorClass.ACTIVATIONS,
+            *(activations * f for f in ACTIVATION_SPREAD),
+            "computed from the liveness of the lowered operators",
+        ),
+    ]
+    if device.vendor != "nvidia":
+        return Ledger(tuple(entries))
+    workspace = WORKSPACE.get(device.architecture, WORKSPACE_ELSEWHERE)
+    space = (np.ones_like(column) * workspace * n for n in WORKSPACE_STREAMS)
+    entries.append(row(TensorClass.WORKSPACE, *space, "cuBLAS workspace of one to four streams (PyTorch)"))
+    held = column + kv + activations
+    slack = (held * share for share in ALLOCATOR_SHARE)
+    entries.append(row(TensorClass.ALLOCATOR, *slack, "reserved over allocated in public logs: 1.002 to 1.024"))
+    if scenario.engine.graphs:
+        sparse = any(isinstance(b.ffn, Experts) for b in scenario.model.blocks)
+        entries.append(ranged(TensorClass.GRAPHS, GRAPHS_EXPERTS if sparse else GRAPHS_DENSE))
+    if scenario.sharding.devices > 1:
+        entries.append(ranged(TensorClass.COMMUNICATORS, _group(scenario)))
+    context = CONTEXT.get(device.architecture, CONTEXT_ELSEWHERE)
+    entries.append(ranged(TensorClass.CONTEXT, _added(context, FIRST_USE)))
+    return Ledger(tuple(entries))
+
+
+def _group(scenario: Scenario) -> Range:
+    if scenario.sharding.tp == 1:
+        return PIPELINE_GROUP
+    return NVLINK_GROUP if scenario.fleet.interconnect.bandwidth_bytes_per_s.value > 100e9 else PCIE_GROUP
+
+
+def _added(a: Range, b: Range) -> Range:
+    return Range(a.low + b.low, a.usual + b.usual, a.high + b.high, f"{a.basis}; {b.basis}")

@@ -1,0 +1,190 @@
+"""Operators as column tables: what is computed, before anything is known about how long it takes.
+
+One class per operator class. Every numeric column has a leading row axis and behind it the axes of the scenario's
+grid, kept at size 1 where a number does not depend on them: nothing is broadcast before it is costed. Identical
+layers are one row; `count` (rows, stages) says how often a row runs on each pipeline stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..dtypes import DType
+from .estimate import Array
+
+Column = npt.ArrayLike
+
+
+class KernelName(StrEnum):
+    """The kernel a calibration belongs to. Kernel identity, not only the dtype, decides the speed."""
+
+    GEMM = "gemm"
+    GEMM_WEIGHT_ONLY = "gemm-weight-only"
+    ATTENTION_PREFILL = "attention-prefill"
+    ATTENTION_DECODE = "attention-decode"
+    EXPERTS = "experts"
+    ELEMENTWISE = "elementwise"
+    CONVOLUTION = "convolution"
+    ALL_REDUCE = "all-reduce"
+    ALL_GATHER = "all-gather"
+    SEND = "send"
+    HOST_COPY = "host-copy"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Name and number format: with device, engine and version the key of a calibration."""
+
+    name: KernelName
+    dtype: DType
+
+    @property
+    def arithmetic(self) -> DType:
+        """The format whose peak rate bounds it: weight-only kernels and attention multiply in 16 bits."""
+        own = self.name in (KernelName.GEMM, KernelName.EXPERTS, KernelName.CONVOLUTION)
+        return self.dtype if own and self.dtype not in (DType.INT4, DType.FP4) else DType.BF16
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.dtype}"
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Columns every operator class has: what a row is called, the layer class it serves and how often it runs."""
+
+    label: tuple[str, ...]
+    layer: tuple[str, ...]
+    count: Array
+    kernel: Kernel
+
+
+@dataclass(frozen=True, eq=False)
+class Gemm(Table):
+    """(m, k) x (k, n). `weight_bytes` is what the weight matrix occupies, scales included."""
+
+    m: Array
+    n: Array
+    k: Array
+    weight_bytes: Array
+    activation_bytes: Array
+    output_bytes: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Attention(Table):
+    """Flash attention: `sequences` of `new_tokens` queries against `kv_tokens` keys, causal, `window` limits them."""
+
+    sequences: Array
+    new_tokens: Array
+    kv_tokens: Array
+    heads: Array
+    kv_heads: Array
+    head_dim: Array
+    window: Array
+    kv_bytes: Array
+    activation_bytes: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Experts(Table):
+    """A fused mixture-of-experts feed-forward: `touched` of `experts` are read, each token passes `top_k`."""
+
+    tokens: Array
+    hidden: Array
+    intermediate: Array
+    top_k: Array
+    touched: Array
+    expert_bytes: Array
+    activation_bytes: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Elementwise(Table):
+    """Norms, rotary embedding, activations, residual adds, look-ups: bytes in and out, `launches` kernels."""
+
+    read_bytes: Array
+    write_bytes: Array
+    launches: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Table):
+    """A 2-D convolution with groups: output (images, out_channels, height, width)."""
+
+    images: Array
+    in_channels: Array
+    out_channels: Array
+    height: Array
+    width: Array
+    kernel_height: Array
+    kernel_width: Array
+    groups: Array
+    element_bytes: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Collective(Table):
+    """Communication of `message_bytes` (a rank's buffer) among `ranks` devices of one node."""
+
+    message_bytes: Array
+    ranks: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Copy(Table):
+    """A copy of `copy_bytes` between a device and its host, one direction."""
+
+    copy_bytes: Array
+
+
+TableT = TypeVar("TableT", bound=Table)
+TEXT_COLUMNS = ("label", "layer")
+
+
+def one_row(cls: type[TableT], label: str, layer: str, count: Column, kernel: Kernel, **columns: Column) -> TableT:
+    """A table of one row; every column gets the leading row axis."""
+    rows: dict[str, Any] = {name: np.asarray(value, dtype=float)[None] for name, value in columns.items()}
+    return cls((label,), (layer,), np.atleast_1d(np.asarray(count, dtype=float))[None], kernel, **rows)
+
+
+def _concatenate(tables: list[TableT]) -> TableT:
+    """Rows of several tables of one class and kernel; columns are broadcast only where rows really differ.
+
+    All numeric columns but `count` get the same number of axes, so that rows never line up with grid axes.
+    """
+    first, columns = tables[0], dict[str, Any]()
+    numeric = [f.name for f in dataclasses.fields(first) if f.name not in (*TEXT_COLUMNS, "kernel", "count")]
+    ndim = max(getattr(table, name).ndim for table in tables for name in numeric)
+    for name in numeric:
+        values = [_with_axes(getattr(table, name), ndim) for table in tables]
+        shape = np.broadcast_shapes(*(v.shape[1:] for v in values))
+        columns[name] = np.concatenate([np.broadcast_to(v, (v.shape[0], *shape)) for v in values])
+    texts = {name: tuple(t for table in tables for t in getattr(table, name)) for name in TEXT_COLUMNS}
+    return type(first)(**texts, kernel=first.kernel, count=np.concatenate([t.count for t in tables]), **columns)
+
+
+def _with_axes(column: Array, ndim: int) -> Array:
+    """The column with its row axis first and size-1 axes inserted behind it up to `ndim`."""
+    return column.reshape(column.shape[0], *([1] * (ndim - column.ndim)), *column.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class Operators:
+    """All operators of one step: one table per operator class and kernel, in order of first use."""
+
+    tables: tuple[Table, ...]
+
+    @staticmethod
+    def of(rows: Iterable[Table]) -> Operators:
+        """Collect one-row tables into one table per class and kernel."""
+        groups: dict[tuple[type[Table], Kernel], list[Table]] = {}
+        for row in rows:
+            groups.setdefault((type(row), row.kernel), []).append(row)
+        return Operators(tuple(_concatenate(group) for group in groups.values()))

@@ -1,0 +1,41 @@
+"""A full assignment with the proof that comes with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .scenario import Scenario
+
+
+class Status(StrEnum):
+    """What is known about a plan's optimality."""
+
+    ENUMERATED = "enumerated"  # every candidate of the printed domain was priced
+    OPTIMAL = "optimal"
+    FEASIBLE = "feasible"
+    INFEASIBLE = "infeasible"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Objective (lower is better), the bound no plan of the domain can beat, and how many were looked at."""
+
+    status: Status
+    objective: float
+    bound: float
+    candidates: int
+
+    @property
+    def gap(self) -> float:
+        """(objective - bound) / objective; 0 proves optimality within the domain."""
+        return 0.0 if self.objective == self.bound else (self.objective - self.bound) / abs(self.objective)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A scenario with every choice made, its proof and the constraints that bind."""
+
+    scenario: Scenario
+    proof: Proof
+    binding: tuple[str, ...]

@@ -1,0 +1,1 @@
+"""Choosing: the finite domain of layouts and precisions, and the search over it."""

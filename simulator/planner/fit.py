@@ -1,0 +1,164 @@
+"""Does it fit: the verdict of a ledger, the best layout and precision, how far it can grow, what would help.
+
+The answer enumerates the whole domain: precisions from the most faithful down, every layout for each. The first
+precision that surely fits wins; among its layouts the one that decodes fastest. So the choice needs no solver and
+its proof is the list of candidates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from ...dtypes import DType
+from ...errors import InputError
+from ..calibration import CalibrationSet
+from ..inference import decode
+from ..memory import Ledger, ledger
+from ..plan import Plan, Proof, Status
+from ..scenario import Numerics, Scenario, Sharding
+from ..workload.formats import WeightFormat
+from .domain import largest, layouts, precisions
+
+MAX_USERS = 65536
+
+
+class Verdict(IntEnum):
+    """Whether a scenario fits its devices."""
+
+    NO = 0
+    TIGHT = 1
+    SURELY = 2
+
+    @property
+    def label(self) -> str:
+        """The word shown to people."""
+        return self.name.lower()
+
+
+def budget_bytes(scenario: Scenario) -> float:
+    """Bytes an engine may claim on one device: its utilisation knob times what is usable there."""
+    return scenario.engine.memory_utilization * scenario.fleet.usable_bytes()
+
+
+def verdicts(scenario: Scenario, memory: Ledger) -> npt.NDArray[np.int64]:
+    """Verdict at each grid point by the fullest stage.
+
+    surely: the highest figure of every range stays within the engine's budget.
+    no:     even the lowest figure exceeds the memory that is there.
+    tight:  anything between: it depends on driver, engine version and luck.
+    """
+    high, low = np.max(memory.high_bytes(), axis=0), np.min([np.max(memory.low_bytes(), axis=0)], axis=0)
+    surely, no = high <= budget_bytes(scenario), low > scenario.fleet.usable_bytes()
+    return np.asarray(np.where(surely, Verdict.SURELY, np.where(no, Verdict.NO, Verdict.TIGHT)))
+
+
+def verdict(scenario: Scenario, memory: Ledger | None = None) -> Verdict:
+    """Verdict of a scalar scenario."""
+    return Verdict(int(verdicts(scenario, memory or ledger(scenario))))
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the asker pinned; None leaves the choice open."""
+
+    weights: WeightFormat | None = None
+    kv: DType | None = None
+    tp: int | None = None
+    pp: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A layout and precision with its ledger and verdict."""
+
+    scenario: Scenario
+    memory: Ledger
+    verdict: Verdict
+
+
+def candidates(scenario: Scenario, numerics: Numerics, wishes: Wishes) -> list[Candidate]:
+    """Every layout of one precision with its verdict."""
+    found = layouts(scenario.model, scenario.fleet.count, wishes.tp, wishes.pp)
+    if not found:
+        heads = scenario.model.blocks[0].attention.heads
+        raise InputError(
+            f"no such layout: {heads} heads and the feed-forward width must divide by tp, {scenario.model.layers} "
+            f"layers must cover pp, and tp x pp must not exceed {scenario.fleet.count} devices",
+            key="--tp/--pp",
+            value=f"{wishes.tp or '-'}/{wishes.pp or '-'}",
+        )
+    result = []
+    for sharding in found:
+        option = scenario.but(numerics=numerics, sharding=sharding)
+        memory = ledger(option)
+        result.append(Candidate(option, memory, verdict(option, memory)))
+    return result
+
+
+def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> tuple[Plan, Candidate]:
+    """The plan `fits` answers with: most faithful precision that surely fits (else tightly), fastest layout."""
+    best: list[Candidate] = []
+    looked_at = 0
+    for numerics in precisions(scenario.model, wishes.weights, wishes.kv):
+        options = candidates(scenario, numerics, wishes)
+        looked_at += len(options)
+        reached = max(option.verdict for option in options)
+        if not best or reached > best[0].verdict:
+            best = [o for o in options if o.verdict is reached]
+        if reached is Verdict.SURELY:
+            break
+        if best[0].verdict is Verdict.NO:  # nothing fits yet: remember the narrowest, which comes closest
+            best = options
+    steps = [float(decode(o.scenario, calibrations).time_s) for o in best]
+    if best[0].verdict is Verdict.NO:
+        index = int(np.argmin([float(np.max(o.memory.total_bytes())) for o in best]))
+    else:
+        index = int(np.argmin(steps))
+    chosen = best[index]
+    proof = Proof(
+        Status.INFEASIBLE if chosen.verdict is Verdict.NO else Status.ENUMERATED, steps[index], min(steps), looked_at
+    )
+    return Plan(chosen.scenario, proof, _binding(chosen)), chosen
+
+
+def _binding(candidate: Candidate) -> tuple[str, ...]:
+    if candidate.verdict is Verdict.SURELY:
+        return ()
+    return (f"memory of one device ({candidate.scenario.fleet.device.key})",)
+
+
+def max_context(scenario: Scenario) -> int:
+    """Longest context at the scenario's batch that surely fits, at most the model's own limit (0: none)."""
+
+    def fits(contexts: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        grown = scenario.but(context=contexts, prompt=np.minimum(contexts, scenario.prompt))
+        return np.asarray(verdicts(grown, ledger(grown)) == Verdict.SURELY)
+
+    return largest(fits, scenario.model.max_context)
+
+
+def max_users(scenario: Scenario) -> int:
+    """Most users of the scenario's context that surely fit at once (0: none)."""
+
+    def fits(batches: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        grown = scenario.but(batch=batches)
+        return np.asarray(verdicts(grown, ledger(grown)) == Verdict.SURELY)
+
+    return largest(fits, MAX_USERS)
+
+
+def fewest_devices(scenario: Scenario, wishes: Wishes, counts: tuple[int, ...]) -> tuple[int, Numerics, Sharding] | None:
+    """Smallest count of like devices on which the model surely fits, with the most faithful precision there."""
+    open_layout = dataclasses.replace(wishes, tp=None, pp=None)
+    for count in counts:
+        grown = scenario.but(fleet=scenario.fleet.sized(count), sharding=Sharding())
+        for numerics in precisions(scenario.model, wishes.weights, wishes.kv):
+            for option in candidates(grown, numerics, open_layout):
+                if option.verdict is Verdict.SURELY:
+                    return count, numerics, option.scenario.sharding
+    return None

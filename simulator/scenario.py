@@ -1,0 +1,182 @@
+"""The question, typed. Every result is f(scenario, calibrations), and the JSON `question` is this value.
+
+Numbers that may be swept (batch, context) are plain ints or numpy arrays that broadcast against each other;
+everything structural (model, sharding, formats) is one value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from ..dtypes import DType
+from ..errors import InputError
+from ..hwspecs.device import Fleet
+from .workload.formats import WeightFormat
+from .workload.model import Model
+
+Number = int | npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a model is cut over devices: tensor parallel within a stage, pipeline stages one after another."""
+
+    tp: int = 1
+    pp: int = 1
+
+    @property
+    def devices(self) -> int:
+        """Devices one replica occupies."""
+        return self.tp * self.pp
+
+    def __str__(self) -> str:
+        return f"tp{self.tp}" + (f" pp{self.pp}" if self.pp > 1 else "")
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Number formats of weights, KV cache and activations."""
+
+    weights: WeightFormat
+    kv: DType
+    activations: DType = DType.BF16
+
+
+class Tier(StrEnum):
+    """Where bytes live, fastest first."""
+
+    HBM = "hbm"
+    HOST = "host"
+    NVME = "nvme"
+    REMOTE = "remote"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which tier holds which class of tensors."""
+
+    weights: Tier = Tier.HBM
+    kv: Tier = Tier.HBM
+    activations: Tier = Tier.HBM
+
+
+class Routing(StrEnum):
+    """How tokens spread over experts."""
+
+    UNIFORM = "uniform"
+    POWER_LAW = "power-law"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The knobs of a serving engine that change memory or time.
+
+    `memory_utilization` is the share of the device an engine may claim: 0.9 is vLLM's `gpu_memory_utilization`
+    up to version 0.20. `max_batched_tokens` bounds one step's tokens (vLLM's default for servers on large
+    devices is 8192), `block_tokens` is the page of the KV cache, `graphs` whether CUDA graphs are captured.
+    """
+
+    memory_utilization: float = 0.9
+    max_batched_tokens: int = 8192
+    block_tokens: int = 16
+    graphs: bool = True
+    routing: Routing = Routing.POWER_LAW
+    routing_alpha: float = 1.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.memory_utilization <= 1:
+            raise InputError("must lie in (0, 1]", key="memory_utilization", value=self.memory_utilization)
+        if self.max_batched_tokens < 1 or self.block_tokens < 1:
+            raise InputError("must be at least 1", key="max_batched_tokens", value=self.max_batched_tokens)
+        if self.routing_alpha <= 0:
+            raise InputError("must be positive", key="routing_alpha", value=self.routing_alpha)
+
+
+class Phase(StrEnum):
+    """What a step does."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One forward pass: `sequences` each add `new_tokens` behind `past_tokens` already in the KV cache.
+
+    Logits are made for `logit_tokens` positions in all (default: one a sequence).
+    """
+
+    phase: Phase
+    sequences: Number
+    new_tokens: Number
+    past_tokens: Number
+    logit_tokens: Number | None = None
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A published technique as a knob: a named transformation of the question."""
+
+    name: str
+    apply: Callable[[Scenario], Scenario]
+
+
+@dataclass(frozen=True, eq=False)
+class Scenario:
+    """Model, hardware, load and every choice about how to run it.
+
+    `batch` users at once, each with `context` tokens in the KV cache of which `prompt` came as the prompt.
+    """
+
+    model: Model
+    fleet: Fleet
+    batch: Number
+    context: Number
+    prompt: Number
+    numerics: Numerics
+    sharding: Sharding = Sharding()
+    placement: Placement = Placement()
+    engine: Engine = Engine()
+    levers: tuple[Lever, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "context", "prompt"):
+            value = np.asarray(getattr(self, name), dtype=float)
+            if not np.all(np.isfinite(value)) or np.any(value < 1) or np.any(value > 2**40):
+                raise InputError("must lie between 1 and 2**40", key=name, value=getattr(self, name))
+        if self.sharding.devices > self.fleet.count:
+            raise InputError(
+                f"the layout {self.sharding} needs {self.sharding.devices} devices",
+                key="--gpu",
+                value=self.fleet.label,
+                remedy="ask for a smaller --tp or --pp",
+            )
+
+    def but(self, **changes: object) -> Scenario:
+        """The same question with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def with_levers(self) -> Scenario:
+        """The question after its levers, applied in order."""
+        scenario = self
+        for lever in self.levers:
+            scenario = lever.apply(scenario)
+        return scenario
+
+
+def stage_layers(model: Model, sharding: Sharding) -> tuple[tuple[int, ...], ...]:
+    """Layers of each block on each pipeline stage: contiguous, as even as possible, the earlier stages one more."""
+    base, extra = divmod(model.layers, sharding.pp)
+    stages, start = [], 0
+    for stage in range(sharding.pp):
+        size = base + (stage < extra)
+        part = model.pattern[start : start + size]
+        stages.append(tuple(part.count(block) for block in range(len(model.blocks))))
+        start += size
+    return tuple(stages)

@@ -1,0 +1,154 @@
+"""Storage formats of weights: bits per weight with scales included, and the arithmetic they run in.
+
+Block sizes of the GGML types are those of ggml's `type_traits` table (ggml-org/llama.cpp, ggml/src/ggml.c);
+a test holds them equal to the `gguf` package's `GGML_QUANT_SIZES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ...dtypes import DType
+from ...errors import InputError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How a weight matrix is stored and computed.
+
+    `compute` is the input format of the matrix instructions where the device has it; a narrower storage than
+    `compute` means weights are widened on the fly (weight-only quantisation).
+    """
+
+    name: str
+    bits_per_weight: float
+    compute: DType
+
+    @property
+    def bytes_per_weight(self) -> float:
+        """Bytes of one weight, scales and zero points spread over their group."""
+        return self.bits_per_weight / 8
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether activations stay wider than the stored weights."""
+        return self.bits_per_weight < self.compute.bits
+
+
+def grouped(bits: int, group: int, scale_bits: int = 16, zero_bits: int | None = None) -> float:
+    """Bits per weight of group quantisation: payload plus one scale and one zero point for each group.
+
+    AWQ and GPTQ store a 16-bit scale and a `bits`-wide zero point for every `group` weights of a row.
+    """
+    return bits + (scale_bits + (bits if zero_bits is None else zero_bits)) / group
+
+
+FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
+    {
+        f.name: f
+        for f in (
+            WeightFormat("fp32", 32, DType.FP32),
+            WeightFormat("bf16", 16, DType.BF16),
+            WeightFormat("fp16", 16, DType.FP16),
+            WeightFormat("fp8", 8, DType.FP8),
+            WeightFormat("int8", 8, DType.INT8),
+            WeightFormat("int4", grouped(4, 128), DType.BF16),
+        )
+    }
+)
+
+
+def weight_format(name: str) -> WeightFormat:
+    """The format of that name."""
+    try:
+        return FORMATS[name.lower()]
+    except KeyError:
+        raise UnknownNameError("weight format", name, FORMATS, listing="roofplan fits --help") from None
+
+
+KV_FORMATS: tuple[DType, ...] = (DType.BF16, DType.FP16, DType.FP8, DType.INT8)
+
+
+def kv_format(name: str) -> DType:
+    """The KV cache format of that name."""
+    if name.lower() not in KV_FORMATS:
+        raise UnknownNameError("KV cache format", name, KV_FORMATS, listing="roofplan fits --help")
+    return DType(name.lower())
+
+
+@dataclass(frozen=True)
+class GgmlType:
+    """A tensor type of ggml: `block_bytes` bytes hold `block_elements` elements."""
+
+    name: str
+    block_elements: int
+    block_bytes: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """True bits per weight, scales and minima included."""
+        return 8 * self.block_bytes / self.block_elements
+
+
+GGML_TYPES: Mapping[int, GgmlType] = MappingProxyType(
+    {
+        number: GgmlType(name, elements, size)
+        for number, name, elements, size in (
+            (0, "F32", 1, 4),
+            (1, "F16", 1, 2),
+            (2, "Q4_0", 32, 18),
+            (3, "Q4_1", 32, 20),
+            (6, "Q5_0", 32, 22),
+            (7, "Q5_1", 32, 24),
+            (8, "Q8_0", 32, 34),
+            (9, "Q8_1", 32, 40),
+            (10, "Q2_K", 256, 84),
+            (11, "Q3_K", 256, 110),
+            (12, "Q4_K", 256, 144),
+            (13, "Q5_K", 256, 176),
+            (14, "Q6_K", 256, 210),
+            (15, "Q8_K", 256, 292),
+            (16, "IQ2_XXS", 256, 66),
+            (17, "IQ2_XS", 256, 74),
+            (18, "IQ3_XXS", 256, 98),
+            (19, "IQ1_S", 256, 50),
+            (20, "IQ4_NL", 32, 18),
+            (21, "IQ3_S", 256, 110),
+            (22, "IQ2_S", 256, 82),
+            (23, "IQ4_XS", 256, 136),
+            (24, "I8", 1, 1),
+            (25, "I16", 1, 2),
+            (26, "I32", 1, 4),
+            (27, "I64", 1, 8),
+            (28, "F64", 1, 8),
+            (29, "IQ1_M", 256, 56),
+            (30, "BF16", 1, 2),
+            (34, "TQ1_0", 256, 54),
+            (35, "TQ2_0", 256, 66),
+            (39, "MXFP4", 32, 17),
+        )
+    }
+)
+
+
+def quantised_checkpoint(config: Mapping[str, object], file: str) -> WeightFormat:
+    """The format a config.json's `quantization_config` declares; refused by name where it is not known.
+
+    Known: fp8 (per tensor, per channel or block scales), awq and gptq with 4 or 8 bits and a positive group.
+    """
+    key = "quantization_config"
+    method = config.get("quant_method")
+    if method == "fp8":
+        return FORMATS["fp8"]
+    if method in ("awq", "gptq"):
+        bits, group = config.get("bits"), config.get("group_size", 128)
+        if bits in (4, 8) and isinstance(bits, int) and isinstance(group, int) and not isinstance(group, bool):
+            if 8 <= group <= 65536:
+                name = "int4" if (bits, group) == (4, 128) else f"int{bits}-g{group}"
+                return WeightFormat(name, grouped(bits, group), DType.BF16)
+        raise InputError("awq and gptq need bits 4 or 8 and a group size of 8 or more", file=file, key=key)
+    raise InputError(
+        "unknown quantisation method", file=file, key=f"{key}.quant_method", value=method, remedy="known: fp8, awq, gptq"
+    )

@@ -1,0 +1,297 @@
+"""Read a Hugging Face `config.json` of the Llama, Mistral, Mixtral, Qwen2, Qwen3 and Qwen3-MoE families.
+
+A key that a config leaves out takes the default of that family's configuration class in `transformers`
+(a test holds the table below equal to those classes). Everything else a family needs must be there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ...dtypes import DType
+from ...errors import InputError, UnknownNameError
+from .formats import FORMATS, WeightFormat, quantised_checkpoint
+from .model import Attention, Block, Experts, Mlp, Model, blocks_of
+
+MAX_CONFIG_BYTES = 4_000_000
+LIMIT = {"num_hidden_layers": 4096, "hidden_size": 2**20, "vocab_size": 2**26, "num_experts": 65536}
+MAX_INTEGER = 2**31
+
+
+@dataclass(frozen=True)
+class Family:
+    """What distinguishes a model family: defaults of its configuration class and the shape of its layers."""
+
+    defaults: Mapping[str, Any]
+    qkv_bias_key: str | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    moe: bool = False
+    experts_key: str = "num_experts"
+    expert_width_key: str = "moe_intermediate_size"
+    gated_window: bool = False
+    required: tuple[str, ...] = field(
+        default=("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
+    )
+
+
+def _defaults(**values: Any) -> Mapping[str, Any]:
+    return MappingProxyType(values)
+
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "llama": Family(
+            _defaults(max_position_embeddings=2048, num_key_value_heads=None, head_dim=None, mlp_bias=False),
+            qkv_bias_key="attention_bias",
+            out_bias=True,
+        ),
+        "mistral": Family(
+            _defaults(max_position_embeddings=131072, num_key_value_heads=8, head_dim=None, sliding_window=4096)
+        ),
+        "mixtral": Family(
+            _defaults(
+                max_position_embeddings=131072,
+                num_key_value_heads=8,
+                head_dim=None,
+                sliding_window=None,
+                num_local_experts=8,
+                num_experts_per_tok=2,
+            ),
+            moe=True,
+            experts_key="num_local_experts",
+            expert_width_key="intermediate_size",
+        ),
+        "qwen2": Family(
+            _defaults(
+                max_position_embeddings=32768,
+                num_key_value_heads=32,
+                sliding_window=4096,
+                use_sliding_window=False,
+                max_window_layers=28,
+            ),
+            qkv_bias=True,
+            gated_window=True,
+        ),
+        "qwen3": Family(
+            _defaults(
+                max_position_embeddings=32768,
+                num_key_value_heads=32,
+                head_dim=128,
+                sliding_window=4096,
+                use_sliding_window=False,
+                max_window_layers=28,
+            ),
+            qkv_bias_key="attention_bias",
+            out_bias=True,
+            qk_norm=True,
+            gated_window=True,
+        ),
+        "qwen3_moe": Family(
+            _defaults(
+                max_position_embeddings=32768,
+                num_key_value_heads=4,
+                head_dim=None,
+                sliding_window=4096,
+                use_sliding_window=False,
+                decoder_sparse_step=1,
+                moe_intermediate_size=768,
+                num_experts=128,
+                num_experts_per_tok=8,
+                mlp_only_layers=None,
+            ),
+            qkv_bias_key="attention_bias",
+            out_bias=True,
+            qk_norm=True,
+            moe=True,
+            gated_window=True,
+        ),
+    }
+)
+
+
+def read_config(path: Path) -> Model:
+    """The model a config.json describes; the name is that of the file's folder."""
+    file = str(path)
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise InputError("larger than 4 MB: not a config.json", file=file)
+        config = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=file) from None
+    except UnicodeDecodeError:
+        raise InputError("not UTF-8 text", file=file, remedy="give the model's config.json") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not valid JSON: {error}", file=file, remedy="give the model's config.json") from None
+    stem = path.resolve().parent.name if path.stem == "config" else path.stem
+    return parse_config(config, name=stem or "model", file=file)
+
+
+def parse_config(config: object, *, name: str, file: str, origin: str | None = None) -> Model:
+    """The model a parsed config describes; `file` is what messages name."""
+    if not isinstance(config, dict):
+        raise InputError("must be a JSON object", file=file, value=config)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        if not isinstance(model_type, str):
+            raise InputError("missing: the model family", file=file, key="model_type", value=model_type)
+        raise UnknownNameError(f"model_type in {file}", model_type, FAMILIES, listing="roofplan models list --families")
+    family = FAMILIES[model_type]
+    get = _Reader(config, family, file)
+    hidden, layers = get.integer("hidden_size"), get.integer("num_hidden_layers")
+    heads = get.integer("num_attention_heads")
+    kv_heads = get.optional("num_key_value_heads") or heads
+    head_dim = get.optional("head_dim") or _exact_head_dim(hidden, heads, file)
+    if heads % kv_heads:
+        raise InputError(
+            f"num_attention_heads = {heads} is not a multiple", file=file, key="num_key_value_heads", value=kv_heads
+        )
+    qkv_bias = get.flag(family.qkv_bias_key, False) if family.qkv_bias_key else family.qkv_bias
+    attention = Attention(heads, kv_heads, head_dim, qkv_bias, qkv_bias and family.out_bias, family.qk_norm)
+    dense = Mlp(get.integer("intermediate_size"), get.flag("mlp_bias", False) if model_type == "llama" else False)
+    windows = _windows(get, family, layers)
+    experts = _experts(get, family) if family.moe else None
+    sparse = _sparse_layers(get, family, layers)
+    per_layer = [_block(attention, windows[i], experts if i in sparse and experts else dense) for i in range(layers)]
+    blocks, pattern = blocks_of(per_layer)
+    native, activation = _formats(config, file)
+    return Model(
+        name=name,
+        family=model_type,
+        hidden=hidden,
+        vocab=get.integer("vocab_size"),
+        blocks=blocks,
+        pattern=pattern,
+        tied=get.flag("tie_word_embeddings", False),
+        max_context=get.integer("max_position_embeddings"),
+        native=native,
+        activation=activation,
+        origin=origin or file,
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Typed access to a config with the family's defaults; every complaint names file and key."""
+
+    config: Mapping[str, Any]
+    family: Family
+    file: str
+
+    def _raw(self, key: str) -> Any:
+        if key in self.config:
+            return self.config[key]
+        if key in self.family.defaults:
+            return self.family.defaults[key]
+        raise InputError("missing", file=self.file, key=key, remedy="a config.json of this family always states it")
+
+    def optional(self, key: str) -> int | None:
+        """A positive whole number, or None where the config says null or the family has no default."""
+        if key not in self.config and key not in self.family.defaults:
+            return None
+        return None if self._raw(key) is None else self.integer(key)
+
+    def integer(self, key: str) -> int:
+        """A positive whole number within the limits of sense."""
+        value = self._raw(key)
+        if isinstance(value, float) and math.isfinite(value) and value == int(value):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise InputError("must be a whole number", file=self.file, key=key, value=value)
+        if not 1 <= value <= LIMIT.get(key, MAX_INTEGER):
+            raise InputError(f"must lie between 1 and {LIMIT.get(key, MAX_INTEGER)}", file=self.file, key=key, value=value)
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false."""
+        value = self.config.get(key, default)
+        if not isinstance(value, bool):
+            raise InputError("must be true or false", file=self.file, key=key, value=value)
+        return value
+
+    def layer_list(self, key: str, layers: int) -> list[int]:
+        """A list of layer numbers."""
+        value = self.config.get(key) or []
+        ok = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+        if not ok or any(not 0 <= v < layers for v in value):
+            raise InputError("must be a list of layer numbers", file=self.file, key=key, value=value)
+        return list(value)
+
+
+def _exact_head_dim(hidden: int, heads: int, file: str) -> int:
+    if hidden % heads:
+        raise InputError(
+            f"hidden_size = {hidden} is not a multiple of it and head_dim is not given",
+            file=file,
+            key="num_attention_heads",
+            value=heads,
+        )
+    return hidden // heads
+
+
+def _windows(get: _Reader, family: Family, layers: int) -> list[int | None]:
+    """The sliding window of each layer. Qwen uses it only where `use_sliding_window` says so, from layer
+    `max_window_layers` on (every layer for qwen3_moe); Mistral and Mixtral in every layer.
+    """
+    window = get.optional("sliding_window")
+    if family.gated_window:
+        if window is None or not get.flag("use_sliding_window", False):
+            return [None] * layers
+        if "max_window_layers" not in family.defaults:
+            return [window] * layers
+        first = int(get.config.get("max_window_layers", family.defaults["max_window_layers"]) or 0)
+        return [window if i >= first else None for i in range(layers)]
+    return [window] * layers
+
+
+def _experts(get: _Reader, family: Family) -> Experts:
+    experts = Experts(
+        get.integer(family.experts_key), get.integer("num_experts_per_tok"), get.integer(family.expert_width_key)
+    )
+    if experts.top_k > experts.count:
+        raise InputError(
+            f"more than the {experts.count} experts there are",
+            file=get.file,
+            key="num_experts_per_tok",
+            value=experts.top_k,
+        )
+    return experts
+
+
+def _sparse_layers(get: _Reader, family: Family, layers: int) -> set[int]:
+    """Layers with experts: all for Mixtral; for Qwen-MoE every `decoder_sparse_step`-th not in `mlp_only_layers`."""
+    if not family.moe:
+        return set()
+    if "decoder_sparse_step" not in family.defaults:
+        return set(range(layers))
+    step, dense = get.integer("decoder_sparse_step"), set(get.layer_list("mlp_only_layers", layers))
+    return {i for i in range(layers) if i not in dense and (i + 1) % step == 0}
+
+
+def _block(attention: Attention, window: int | None, ffn: Mlp | Experts) -> Block:
+    if window is not None:
+        attention = Attention(**{**vars(attention), "window": window})
+    kind = "moe" if isinstance(ffn, Experts) else "dense"
+    return Block(kind if window is None else f"{kind}-window", attention, ffn)
+
+
+def _formats(config: Mapping[str, Any], file: str) -> tuple[WeightFormat, DType]:
+    """Storage format of the checkpoint and format of its activations."""
+    names = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+    stated = config.get("torch_dtype", config.get("dtype")) or "bfloat16"
+    if not isinstance(stated, str) or stated.removeprefix("torch.") not in names:
+        raise InputError(f"must be one of {', '.join(names)}", file=file, key="torch_dtype", value=stated)
+    native = FORMATS[names[stated.removeprefix("torch.")]]
+    quantisation = config.get("quantization_config")
+    if quantisation is None:
+        return native, native.compute
+    if not isinstance(quantisation, dict):
+        raise InputError("must be an object", file=file, key="quantization_config", value=quantisation)
+    return quantised_checkpoint(quantisation, file), native.compute

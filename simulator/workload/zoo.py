@@ -1,0 +1,61 @@
+"""The bundled models and the one place where a model name or path becomes a `Model`.
+
+The zoo is one file, a config.json of facts per line with its name first, so that one model costs one line.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ...errors import InputError, UnknownNameError
+from .gguf import read_gguf
+from .hf import parse_config, read_config
+from .model import Model
+
+ZOO = Path(__file__).parent / "zoo.jsonl"
+
+
+def _lines() -> dict[str, str]:
+    """Name to line, without parsing the lines."""
+    lines = ZOO.read_text(encoding="utf-8").splitlines()
+    return {line.split('"', 4)[3]: line for line in lines if line}
+
+
+def names() -> list[str]:
+    """Bundled models in the order of the file: by family, then size."""
+    return list(_lines())
+
+
+def source(name: str) -> str:
+    """The Hugging Face repository whose config.json the bundled facts were read from."""
+    return str(json.loads(_lines()[name])["source"])
+
+
+def bundled(name: str) -> Model:
+    """The bundled model of that name."""
+    entry = json.loads(_lines()[name])
+    return parse_config(entry["config"], name=name, file=f"bundled model {name}", origin="bundled")
+
+
+def resolve(name: str) -> Model:
+    """A model from a bundled name, a config.json, a folder that holds one, or a GGUF file."""
+    path = Path(name)
+    if name.endswith(".gguf"):
+        return read_gguf(_existing(path))
+    if name.endswith(".json"):
+        return read_config(_existing(path))
+    if path.is_dir():
+        return read_config(_existing(path / "config.json"))
+    key = name.strip().lower().replace("_", "-").rsplit("/", 1)[-1]
+    lines = _lines()
+    for candidate in (key, key.removeprefix("meta-"), key.removesuffix("-instruct"), key.removesuffix("-v0.1")):
+        if candidate in lines:
+            return bundled(candidate)
+    raise UnknownNameError("model", name, lines, listing="roofplan models list")
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError("no such file", file=str(path), remedy="give a config.json, a .gguf file or a bundled name")
+    return path

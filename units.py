@@ -1,0 +1,115 @@
+"""Reading and printing quantities. Inside roofplan everything is SI: bytes, seconds, FLOP/s.
+
+1 GB = 1e9 bytes and 1 GiB = 2**30 bytes, and both spellings are honoured on input. Token counts take
+the suffixes k and m in their usual binary sense for contexts (32k = 32768).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from .errors import InputError
+
+_BYTES = {
+    "b": 1.0,
+    **{f"{p}b": 10.0 ** (3 * i) for i, p in enumerate("kmgtp", start=1)},
+    **{f"{p}ib": 2.0 ** (10 * i) for i, p in enumerate("kmgtp", start=1)},
+}
+_TOKENS = {"": 1, "k": 1024, "m": 1024**2}
+_NUMBER = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z/]*)\s*$", re.IGNORECASE)
+
+MAX_TOKENS = 2**40
+MAX_BYTES = 1e18
+
+
+def _split(text: str, key: str, example: str) -> tuple[float, str]:
+    match = _NUMBER.match(text)
+    if not match:
+        raise InputError("not a quantity", key=key, value=text, remedy=f"write it like {example}")
+    number = float(match.group(1))
+    if not math.isfinite(number):
+        raise InputError("not a finite number", key=key, value=text, remedy=f"write it like {example}")
+    return number, match.group(2).lower()
+
+
+def parse_bytes(text: str, key: str) -> float:
+    """Bytes from `64GB` or `24GiB`; the unit is required, because GB and GiB differ by 7 %."""
+    number, unit = _split(text, key, "64GB or 24GiB")
+    if unit not in _BYTES:
+        raise InputError("unknown or missing unit of memory", key=key, value=text, remedy="write it like 64GB or 24GiB")
+    value = number * _BYTES[unit]
+    if not 1 <= value <= MAX_BYTES:
+        raise InputError("must lie between 1 B and 1 EB", key=key, value=text)
+    return value
+
+
+def parse_rate(text: str, key: str) -> float:
+    """Bytes per second from `1TB/s` or `936GB/s`."""
+    number, unit = _split(text, key, "936GB/s")
+    amount, slash, per = unit.partition("/")
+    if amount not in _BYTES or not slash or per != "s":
+        raise InputError("unknown or missing unit of bandwidth", key=key, value=text, remedy="write it like 936GB/s")
+    value = number * _BYTES[amount]
+    if not 1e3 <= value <= MAX_BYTES:
+        raise InputError("must lie between 1 kB/s and 1 EB/s", key=key, value=text)
+    return value
+
+
+def parse_count(text: str, key: str) -> int:
+    """A whole number of tokens, requests or users from `8`, `32k` (= 32768) or `1m`."""
+    number, unit = _split(text, key, "8 or 32k")
+    if unit not in _TOKENS:
+        raise InputError("unknown suffix of a count", key=key, value=text, remedy="write it like 8 or 32k (k = 1024)")
+    value = number * _TOKENS[unit]
+    if value != int(value):
+        raise InputError("must be a whole number", key=key, value=text)
+    if not 1 <= value <= MAX_TOKENS:
+        raise InputError("must lie between 1 and 2**40", key=key, value=text)
+    return int(value)
+
+
+def _scaled(value: float, step: float, suffixes: tuple[str, ...]) -> str:
+    if not math.isfinite(value):
+        return "-"
+    size, index = abs(value), 0
+    while size >= 999.5 and index < len(suffixes) - 1:
+        size, index = size / step, index + 1
+    digits = f"{size:.3g}" if size < 999.5 else f"{size:,.0f}"
+    return f"{'-' if value < 0 else ''}{digits} {suffixes[index]}".rstrip()
+
+
+def format_gib(value: float) -> str:
+    """Bytes as GiB (or MiB below 0.1 GiB), the unit of nvidia-smi and of every out-of-memory message."""
+    gib = value / 2**30
+    return f"{gib:.1f} GiB" if abs(gib) >= 9.95 else f"{gib:.2f} GiB" if abs(gib) >= 0.1 else f"{value / 2**20:.1f} MiB"
+
+
+def format_bytes(value: float) -> str:
+    """Bytes in decimal units: traffic, rates, file sizes."""
+    return _scaled(value, 1e3, ("B", "kB", "MB", "GB", "TB", "PB", "EB"))
+
+
+def format_rate(value: float) -> str:
+    """Bytes per second in decimal units."""
+    return f"{format_bytes(value)}/s"
+
+
+def format_flops(value: float) -> str:
+    """Floating-point operations in decimal units."""
+    return _scaled(value, 1e3, ("", "k", "M", "G", "T", "P", "E", "Z")) + "FLOP"
+
+
+def format_seconds(value: float) -> str:
+    """A duration with a fitting unit."""
+    if not math.isfinite(value):
+        return "-"
+    for limit, scale, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (100.0, 1.0, "s"), (6000.0, 1 / 60, "min")):
+        if abs(value) < limit * 0.9995:
+            return f"{value * scale:.3g} {unit}"
+    return f"{value / 3600:.3g} h"
+
+
+def format_count(value: float) -> str:
+    """A count with thousands separators; large ones with a suffix."""
+    return f"{value:,.0f}" if abs(value) < 1e7 else _scaled(value, 1e3, ("", "k", "M", "B", "T")).replace(" ", "")
