@@ -50,13 +50,14 @@ def read(path: Path) -> tuple[Calibration, ...]:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA_VERSION:
         raise InputError(f"must be a calibration file of schema {SCHEMA_VERSION}", file=file, key="schema")
     try:
-        return tuple(_from_json(content, entry) for entry in content["calibrations"])
+        return tuple(_from_json(content, entry, file) for entry in content["calibrations"])
     except InputError as error:
         raise InputError(error.problem, file=file, key=error.key, value=error.value) from None
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"damaged entry: {error}", file=file, remedy="write it with `roofplan calibrate`") from None
 
 
+@lru_cache(maxsize=64)
 def digest(path: Path) -> str:
     """Short content hash of a file, to name exactly what an answer rests on."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
@@ -115,14 +116,14 @@ def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _from_json(file: dict[str, Any], entry: dict[str, Any]) -> Calibration:
+def _from_json(content: dict[str, Any], entry: dict[str, Any], file: str) -> Calibration:
     parameters = FORMS[entry["form"]](**{k: _positive(v, k) for k, v in entry["parameters"].items()})
     hull = Hull(*(tuple(float(x) for x in entry["hull"][side]) for side in ("flops", "bytes")))  # type: ignore[arg-type]
     low, middle, high = (float(q) for q in entry["residual_quantiles"])
     return Calibration(
-        device=str(file["device"]),
-        architecture=str(file["architecture"]),
-        architecture_class=str(file["architecture_class"]),
+        device=str(content["device"]),
+        architecture=str(content["architecture"]),
+        architecture_class=str(content["architecture_class"]),
         kernel=Kernel(KernelName(entry["kernel"]), DType(entry["dtype"])),
         engine=str(entry["engine"]),
         version=str(entry["version"]),
@@ -137,6 +138,7 @@ def _from_json(file: dict[str, Any], entry: dict[str, Any]) -> Calibration:
         transfer_log_sd=_positive(entry["transfer_log_sd"], "transfer_log_sd"),
         accuracy=None if entry["accuracy"] is None else Accuracy(**entry["accuracy"]),
         provenance=Provenance(**entry["provenance"]),
+        file=file,
     )
 
 

@@ -14,11 +14,13 @@ from functools import cached_property
 
 from ..dtypes import DType
 from ..hwspecs.device import Device, Fleet
+from ..hwspecs.device import Kind as FactKind
 from ..simulator.calibration import Basis, Calibration, LatencyBandwidth, Resolved
 from ..simulator.estimate import Tier
 from ..simulator.operators import Kernel, KernelName
 
 ANY_DEVICE = "any"
+ASSUMED_HARDWARE_LOG_SD = 0.5  # a device whose bandwidth is a guess: one to four channels, a factor of two each way
 ASSUMED_LOG_SD = 0.3  # added to a kernel that borrows another kernel's parameters: no rows to derive it from
 
 K, D = KernelName, DType
@@ -61,6 +63,10 @@ class Calibrations:
     def _answers(self) -> dict[Kernel, Resolved]:
         return {}
 
+    @property
+    def _hardware_is_assumed(self) -> bool:
+        return self.fleet.device.bandwidth_bytes_per_s.kind is FactKind.ASSUMED
+
     def resolve(self, kernel: Kernel) -> Resolved:
         """The best calibration for the kernel on this fleet's device; remembered, and always found."""
         if kernel not in self._answers:
@@ -78,7 +84,7 @@ class Calibrations:
         if kernel.name is kin.name and (kernel.dtype, kin.dtype) in SAME_ARITHMETIC:
             return borrowed
         own = math.hypot(borrowed.own_log_sd, ASSUMED_LOG_SD)
-        reason = f"{kernel} was not measured: priced with the fractions of {borrowed.calibration.id}"
+        reason = f"{kernel}: not measured anywhere, priced with the fractions of {borrowed.calibration.id}"
         return Resolved(borrowed.calibration, Tier.ASSUMED, borrowed.shared_log_sd, own, reason)
 
     def _direct(self, kernel: Kernel) -> Resolved | None:
@@ -88,18 +94,21 @@ class Calibrations:
         if own:
             best = own[0]
             tier = Tier.ASSUMED if best.basis is Basis.ASSUMED else Tier.CALIBRATED
-            return Resolved(best, tier, best.shared_log_sd, best.own_log_sd, f"own calibration {best.id}")
+            return Resolved(best, tier, best.shared_log_sd, best.own_log_sd, f"{kernel}: calibrated on {best.device} ({best.id})")
         relatives = [c for c in candidates if c.device != ANY_DEVICE and _related(c, device, self.fleet)]
         if relatives:
             best = min(relatives, key=lambda c: self._distance(c, kernel))
-            reason = f"nearest relative {best.id} ({best.architecture_class})"
+            reason = f"{kernel}: nearest relative of {device.key} is {best.device} ({best.id})"
             return Resolved(best, Tier.TRANSFERRED, best.transfer_log_sd, best.own_log_sd, reason)
         pooled = [c for c in candidates if c.device == ANY_DEVICE]
         if pooled:
             best = pooled[0]
-            measured = best.basis is Basis.POOLED and device.architecture_class != "cpu"
+            measured = best.basis is Basis.POOLED and not self._hardware_is_assumed
             tier = Tier.DATASHEET if measured else Tier.ASSUMED
-            return Resolved(best, tier, best.transfer_log_sd, best.own_log_sd, f"datasheet and {best.id}")
+            what = "pooled fractions of all devices" if best.basis is Basis.POOLED else "assumed constants"
+            reason = f"{kernel}: datasheet and {what} ({best.id})"
+            shared = math.hypot(best.transfer_log_sd, ASSUMED_HARDWARE_LOG_SD if self._hardware_is_assumed else 0.0)
+            return Resolved(best, tier, shared, best.own_log_sd, reason)
         return None
 
     def _distance(self, calibration: Calibration, kernel: Kernel) -> tuple[bool, float]:

@@ -120,6 +120,7 @@ class Calibration:
     transfer_log_sd: float
     accuracy: Accuracy | None
     provenance: Provenance
+    file: str = ""
 
     @property
     def id(self) -> str:

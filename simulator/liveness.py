@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .estimate import Array
-from .lowering.program import Buffer, Node, Program
+from .lowering.decoder import Program
+from .lowering.program import Buffer, Node
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,26 +20,36 @@ class Peak:
     live: tuple[Buffer, ...]
 
 
-def peak(program: Program, head: bool = True) -> Peak:
-    """Walk the nodes in order: outputs come alive before a node runs, buffers die after their last reader.
+def peak(program: Program) -> Peak:
+    """Peak of a program with its head: what the last pipeline stage sees."""
+    return peaks(program)[1]
 
-    With swept sizes the peak is taken point by point; `at` and `live` describe the node where the largest of
-    all points peaks. Blocks stand for all their layers: nothing but the hidden state outlives a layer.
-    Without `head` it is the peak of a pipeline stage that is not the last.
+
+def peaks(program: Program) -> tuple[Peak, Peak]:
+    """Peaks of the body alone (a stage that is not the last) and of body and head.
+
+    Outputs come alive before a node runs, buffers die after their last reader. With swept sizes the peak is taken
+    point by point; `at` and `live` describe the node where the largest of all points peaks. Blocks stand for all
+    their layers: nothing but the hidden state outlives a layer.
     """
-    nodes = program.body + (program.head if head else ())
+    nodes = program.body + program.head
     versions = _versions(nodes)
     last_use = {name: i for i, (reads, writes) in enumerate(versions) for name in (*reads, *writes)}
     alive: dict[str, Buffer] = {}
-    best = Peak(np.zeros(()), "nothing", ())
+    best = body = Peak(np.zeros(()), "nothing", ())
     for i, (node, (_, writes)) in enumerate(zip(nodes, versions, strict=True)):
-        alive.update(zip(writes, node.writes, strict=True))
-        total = np.asarray(sum(b.bytes for b in alive.values()))
-        larger = bool(np.max(total) > np.max(best.bytes))
-        at, live = (node.label, tuple(alive.values())) if larger else (best.at, best.live)
-        best = Peak(np.asarray(np.maximum(best.bytes, total)), at, live)
+        if i == len(program.body):
+            body = best
+        if node.writes:
+            alive.update(zip(writes, node.writes, strict=True))
+            best = _larger(best, Peak(np.asarray(sum(b.bytes for b in alive.values())), node.label, tuple(alive.values())))
         alive = {name: b for name, b in alive.items() if last_use[name] > i}
-    return best
+    return body, best
+
+
+def _larger(a: Peak, b: Peak) -> Peak:
+    named = b if np.max(b.bytes) > np.max(a.bytes) else a
+    return Peak(np.asarray(np.maximum(a.bytes, b.bytes)), named.at, named.live)
 
 
 def _versions(nodes: tuple[Node, ...]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:

@@ -13,7 +13,7 @@ from enum import StrEnum
 import numpy as np
 
 from .estimate import Array
-from .liveness import peak
+from .liveness import peaks
 from .lowering.decoder import lower
 from .lowering.linear import share_per_rank
 from .scenario import Phase, Scenario, Step, Tier, stage_layers
@@ -194,19 +194,21 @@ def peak_steps(scenario: Scenario) -> tuple[Step, Step]:
 
 def activation_bytes(scenario: Scenario) -> Array:
     """Peak of live activations on one device of each stage, (stages, *grid); only the last stage makes logits."""
-    programs = [lower(scenario, step) for step in peak_steps(scenario)]
-    inner, last = (
-        np.maximum(*(peak(p, head=head).bytes for p in programs)) for head in (False, True)
-    )
-    stages = scenario.sharding.pp
-    return np.stack(np.broadcast_arrays(*[inner] * (stages - 1), last))
+    prefill, decode = (peaks(lower(scenario, step)) for step in peak_steps(scenario))
+    inner, last = (np.maximum(p.bytes, d.bytes) for p, d in zip(prefill, decode, strict=True))
+    return np.stack(np.broadcast_arrays(*[inner] * (scenario.sharding.pp - 1), last))
 
 
-def ledger(scenario: Scenario) -> Ledger:
-    """What one device of each stage holds at the peak of the scenario, arrays (stages, *grid)."""
+def ledger(scenario: Scenario, activations: Array | None = None) -> Ledger:
+    """What one device of each stage holds at the peak of the scenario, arrays (stages, *grid).
+
+    `activations` may hand in what `activation_bytes` gave for the same load and layout: it does not depend on the
+    formats of weights and KV cache.
+    """
     device = scenario.fleet.device
     weights, kv = stage_weight_bytes(scenario), kv_cache_bytes(scenario)
-    activations = activation_bytes(scenario)
+    if activations is None:
+        activations = activation_bytes(scenario)
     column = weights.reshape(-1, *([1] * (kv.ndim - 1)))
 
     def row(name: TensorClass, low: Array, usual: Array, high: Array, basis: str, tier: Tier = Tier.HBM) -> Entry:

@@ -164,14 +164,19 @@ def _concatenate(tables: list[TableT]) -> TableT:
     ndim = max(getattr(table, name).ndim for table in tables for name in numeric)
     for name in numeric:
         values = [_with_axes(getattr(table, name), ndim) for table in tables]
-        shape = np.broadcast_shapes(*(v.shape[1:] for v in values))
-        columns[name] = np.concatenate([np.broadcast_to(v, (v.shape[0], *shape)) for v in values])
+        shapes = {v.shape[1:] for v in values}
+        if len(shapes) > 1:
+            shape = np.broadcast_shapes(*shapes)
+            values = [np.broadcast_to(v, (v.shape[0], *shape)) for v in values]
+        columns[name] = np.concatenate(values) if len(values) > 1 else values[0]
     texts = {name: tuple(t for table in tables for t in getattr(table, name)) for name in TEXT_COLUMNS}
     return type(first)(**texts, kernel=first.kernel, count=np.concatenate([t.count for t in tables]), **columns)
 
 
 def _with_axes(column: Array, ndim: int) -> Array:
     """The column with its row axis first and size-1 axes inserted behind it up to `ndim`."""
+    if column.ndim == ndim:
+        return column
     return column.reshape(column.shape[0], *([1] * (ndim - column.ndim)), *column.shape[1:])
 
 

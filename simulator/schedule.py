@@ -9,7 +9,7 @@ import numpy as np
 from .calibration import CalibrationSet
 from .costs import estimate
 from .estimate import Array, Estimate, total
-from .lowering.program import Program
+from .lowering.decoder import Program
 from .scenario import Scenario
 
 

@@ -6,35 +6,32 @@ import math
 
 import numpy as np
 
-from ..operators import Attention, Collective, Kernel, KernelName, one_row
+from ..operators import Attention, Collective, Column, Kernel, KernelName, Table, one_row
 from ..scenario import Phase
+from ..workload import model as workload
 from ..workload.model import Role
 from .linear import elementwise_row, find, gemm_row
-from .program import Node, Piece, Shard
+from .program import Node, Shard
 
 NO_WINDOW = 2.0**50
 
 
-def lower_attention(shard: Shard, index: int) -> Piece:
-    """Operators and nodes of the attention of one layer of block `index`; reads `hidden`, writes `hidden`."""
+def attention_operators(shard: Shard, index: int) -> list[Table]:
+    """Operators of the attention of the layers of block `index`."""
     scenario, step = shard.scenario, shard.step
     model, block = scenario.model, scenario.model.blocks[index]
     a, count, layer, width = block.attention, shard.layer_count(index), block.name, shard.activation.bytes
-    heads, kv_heads = math.ceil(a.heads / shard.tp), math.ceil(a.kv_heads / shard.tp)
-    q, kv = heads * a.head_dim, kv_heads * a.head_dim
+    heads, kv_heads = heads_per_rank(a, shard.tp)
     stored, tokens = scenario.numerics.weights, shard.tokens
     hidden_bytes = tokens * model.hidden * width
-
-    piece = Piece()
-    piece.rows.append(elementwise_row(shard, "add-norm", layer, count, 2 * hidden_bytes, 2 * hidden_bytes))
-    qkv = find(model, index, Role.Q, Role.K, Role.V)
-    piece.rows.append(gemm_row(shard, "qkv", layer, count, qkv, tokens, stored))
-    rotated = tokens * (q + 2 * kv) * width
-    cached = tokens * 2 * kv * scenario.numerics.kv.bytes
+    rotated = tokens * (heads + 2 * kv_heads) * a.head_dim * width
+    cached = tokens * 2 * kv_heads * a.head_dim * scenario.numerics.kv.bytes
     launches = 2 + a.qk_norm  # rotary embedding, KV append, and the norms of q and k where there are any
-    piece.rows.append(elementwise_row(shard, "rope-append", layer, count, rotated, rotated + cached, launches))
     name = KernelName.ATTENTION_DECODE if step.phase is Phase.DECODE else KernelName.ATTENTION_PREFILL
-    piece.rows.append(
+    return [
+        elementwise_row(shard, "attention norm", layer, count, 2 * hidden_bytes, 2 * hidden_bytes),
+        gemm_row(shard, "qkv", layer, count, find(model, index, Role.Q, Role.K, Role.V), tokens, stored),
+        elementwise_row(shard, "rope, KV append", layer, count, rotated, rotated + cached, launches),
         one_row(
             Attention,
             "attention",
@@ -50,12 +47,19 @@ def lower_attention(shard: Shard, index: int) -> Piece:
             window=NO_WINDOW if a.window is None else a.window,
             kv_bytes=scenario.numerics.kv.bytes,
             activation_bytes=width,
-        )
-    )
-    piece.rows.append(gemm_row(shard, "out", layer, count, find(model, index, Role.O), tokens, stored))
-    piece.rows.extend(all_reduce(shard, "out all-reduce", layer, count))
+        ),
+        gemm_row(shard, "out", layer, count, find(model, index, Role.O), tokens, stored),
+        *all_reduce(shard, "out all-reduce", layer, count),
+    ]
 
-    piece.nodes.extend([
+
+def attention_nodes(shard: Shard, index: int) -> list[Node]:
+    """Dataflow of the attention of one layer: reads `hidden`, writes `between`."""
+    model = shard.scenario.model
+    a = model.blocks[index].attention
+    heads, kv_heads = heads_per_rank(a, shard.tp)
+    q, kv = heads * a.head_dim, kv_heads * a.head_dim
+    return [
         Node("norm", ("hidden",), (shard.activation_of("normed", model.hidden),)),
         Node("qkv", ("normed",), tuple(shard.activation_of(n, w) for n, w in (("q", q), ("k", kv), ("v", kv)))),
         Node("rope", ("q", "k"), (shard.activation_of("q rotated", q), shard.activation_of("k rotated", kv))),
@@ -63,14 +67,18 @@ def lower_attention(shard: Shard, index: int) -> Piece:
         Node("out", ("attended",), (shard.activation_of("projected", model.hidden),)),
         Node("return", ("normed", "q rotated", "k rotated", "v")),
         Node("add", ("hidden", "projected"), (shard.activation_of("between", model.hidden),)),
-    ])
-    return piece
+    ]
 
 
-def all_reduce(shard: Shard, label: str, layer: str, count: object) -> list[Collective]:
+def heads_per_rank(attention: workload.Attention, tp: int) -> tuple[int, int]:
+    """Query and KV heads of one rank; fewer KV heads than ranks are replicated."""
+    return math.ceil(attention.heads / tp), math.ceil(attention.kv_heads / tp)
+
+
+def all_reduce(shard: Shard, label: str, layer: str, count: Column) -> list[Collective]:
     """The all-reduce that follows a row-parallel product; none without tensor parallelism."""
     if shard.tp == 1:
         return []
     message = shard.tokens * shard.scenario.model.hidden * shard.activation.bytes
     kernel = Kernel(KernelName.ALL_REDUCE, shard.activation)
-    return [one_row(Collective, label, layer, count, kernel, message_bytes=message, ranks=shard.tp)]  # type: ignore[arg-type]
+    return [one_row(Collective, label, layer, count, kernel, message_bytes=message, ranks=shard.tp)]

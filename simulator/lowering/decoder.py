@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
-from ..operators import Operators
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..operators import Operators, Table
 from ..scenario import Scenario, Step
-from .attention import lower_attention
-from .feedforward import lower_feedforward
-from .head import lower_embedding, lower_handover, lower_head
-from .program import Piece, Program, Shard
+from .attention import attention_nodes, attention_operators
+from .feedforward import feedforward_nodes, feedforward_operators
+from .head import embedding_nodes, embedding_operators, handover_operators, head_nodes, head_operators
+from .program import Node, Shard
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A lowered step on one device of each stage, each view made when it is first asked for.
+
+    `operators` has counts by stage. The dataflow passes over each block once: `body` holds the nodes of embedding
+    and layers, `head` those only the last stage runs.
+    """
+
+    shard: Shard
+
+    @cached_property
+    def operators(self) -> Operators:
+        """Tables of operators for the cost models."""
+        rows: list[Table] = embedding_operators(self.shard)
+        for index in range(len(self.shard.scenario.model.blocks)):
+            rows += attention_operators(self.shard, index) + feedforward_operators(self.shard, index)
+        return Operators.of(rows + handover_operators(self.shard) + head_operators(self.shard))
+
+    @cached_property
+    def body(self) -> tuple[Node, ...]:
+        """Nodes of the embedding and of one layer of each block."""
+        nodes = embedding_nodes(self.shard)
+        for index in range(len(self.shard.scenario.model.blocks)):
+            nodes += attention_nodes(self.shard, index) + feedforward_nodes(self.shard, index)
+        return tuple(nodes)
+
+    @cached_property
+    def head(self) -> tuple[Node, ...]:
+        """Nodes of the final norm, the logits and sampling."""
+        return tuple(head_nodes(self.shard))
 
 
 def lower(scenario: Scenario, step: Step) -> Program:
-    """Operators (with counts by pipeline stage) and dataflow of one step on one device of each stage."""
-    shard = Shard.of(scenario, step)
-    piece = Piece()
-    piece.extend(lower_embedding(shard))
-    for index in range(len(scenario.model.blocks)):
-        piece.extend(lower_attention(shard, index))
-        piece.extend(lower_feedforward(shard, index))
-    piece.extend(lower_handover(shard))
-    head = lower_head(shard)
-    return Program(Operators.of(piece.rows + head.rows), tuple(piece.nodes), tuple(head.nodes))
+    """The program of one step."""
+    return Program(Shard.of(scenario, step))

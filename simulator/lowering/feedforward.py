@@ -6,95 +6,100 @@ import math
 
 import numpy as np
 
-from ...dtypes import DType
 from ..costs.experts import touched_experts
-from ..operators import Experts, Kernel, KernelName, one_row
+from ..operators import Experts, Kernel, KernelName, Table, one_row
 from ..workload import model as workload
 from ..workload.model import Role
 from .attention import all_reduce
-from .linear import STORAGE_DTYPE, elementwise_row, find, gemm_row, linear_kernel, share_per_rank
-from .program import Node, Piece, Shard
+from .linear import elementwise_row, find, gemm_row, linear_kernel, share_per_rank
+from .program import Node, Shard
 
 
-def lower_feedforward(shard: Shard, index: int) -> Piece:
-    """Operators and nodes of the feed-forward of one layer of block `index`."""
-    ffn = shard.scenario.model.blocks[index].ffn
-    return _experts(shard, index, ffn) if isinstance(ffn, workload.Experts) else _mlp(shard, index, ffn)
-
-
-def _norm(shard: Shard, index: int) -> Piece:
+def feedforward_operators(shard: Shard, index: int) -> list[Table]:
+    """Operators of the feed-forward of the layers of block `index`."""
     model = shard.scenario.model
+    block, count = model.blocks[index], shard.layer_count(index)
     hidden_bytes = shard.tokens * model.hidden * shard.activation.bytes
-    count, layer = shard.layer_count(index), model.blocks[index].name
-    row = elementwise_row(shard, "add-norm", layer, count, 2 * hidden_bytes, 2 * hidden_bytes)
-    return Piece([row], [Node("norm", ("between",), (shard.activation_of("ffn input", model.hidden),))])
+    norm = elementwise_row(shard, "ffn norm", block.name, count, 2 * hidden_bytes, 2 * hidden_bytes)
+    inner = _experts(shard, index, block.ffn) if isinstance(block.ffn, workload.Experts) else _mlp(shard, index, block.ffn)
+    return [norm, *inner, *all_reduce(shard, "ffn all-reduce", block.name, count)]
 
 
-def _close(shard: Shard, product: str) -> list[Node]:
-    """The caller holds the feed-forward's input until it returns, then adds the residual."""
+def _mlp(shard: Shard, index: int, ffn: workload.Mlp) -> list[Table]:
+    model, stored = shard.scenario.model, shard.scenario.numerics.weights
+    count, layer, tokens = shard.layer_count(index), model.blocks[index].name, shard.tokens
+    gated = tokens * width_per_rank(ffn, shard.tp) * shard.activation.bytes
     return [
-        Node("return", ("ffn input",)),
-        Node("add", ("between", product), (shard.activation_of("hidden", shard.scenario.model.hidden),)),
+        gemm_row(shard, "gate-up", layer, count, find(model, index, Role.GATE, Role.UP), tokens, stored),
+        elementwise_row(shard, "swiglu", layer, count, 2 * gated, gated),
+        gemm_row(shard, "down", layer, count, find(model, index, Role.DOWN), tokens, stored),
     ]
 
 
-def _mlp(shard: Shard, index: int, ffn: workload.Mlp) -> Piece:
-    model, stored = shard.scenario.model, shard.scenario.numerics.weights
-    count, layer, tokens = shard.layer_count(index), model.blocks[index].name, shard.tokens
-    width = math.ceil(ffn.intermediate / shard.tp)
-    piece = _norm(shard, index)
-    piece.rows.append(gemm_row(shard, "gate-up", layer, count, find(model, index, Role.GATE, Role.UP), tokens, stored))
-    gated = tokens * width * shard.activation.bytes
-    piece.rows.append(elementwise_row(shard, "swiglu", layer, count, 2 * gated, gated))
-    piece.rows.append(gemm_row(shard, "down", layer, count, find(model, index, Role.DOWN), tokens, stored))
-    piece.rows.extend(all_reduce(shard, "down all-reduce", layer, count))
-    piece.nodes.extend([
-        Node("gate-up", ("ffn input",), (shard.activation_of("gate and up", 2 * width),)),
-        Node("swiglu", ("gate and up",), (shard.activation_of("gated", width),)),
-        Node("down", ("gated",), (shard.activation_of("product", model.hidden),)),
-        *_close(shard, "product"),
-    ])
-    return piece
-
-
-def _experts(shard: Shard, index: int, ffn: workload.Experts) -> Piece:
+def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
     scenario, model = shard.scenario, shard.scenario.model
     stored, engine, tokens = scenario.numerics.weights, scenario.engine, shard.tokens
     count, layer = shard.layer_count(index), model.blocks[index].name
-    width = math.ceil(ffn.intermediate / shard.tp)
     matrices = find(model, index, Role.GATE, Role.UP, Role.DOWN)
     per_expert = sum(model.layer_bytes(t, stored) * share_per_rank(t, model, shard.tp) for t in matrices) / ffn.count
-    kernel = linear_kernel(stored, scenario.fleet.device, shard.activation)
-    if kernel.name is KernelName.GEMM_WEIGHT_ONLY:
-        kernel = Kernel(KernelName.EXPERTS, STORAGE_DTYPE[4] if kernel.dtype is DType.INT4 else DType.INT8)
-    piece = _norm(shard, index)
-    router = find(model, index, Role.ROUTER)
-    piece.rows.append(gemm_row(shard, "router", layer, count, router, tokens, model.unquantised))
-    piece.rows.append(
+    linear = linear_kernel(stored, scenario.fleet.device, shard.activation)
+    return [
+        gemm_row(shard, "router", layer, count, find(model, index, Role.ROUTER), tokens, model.unquantised),
         one_row(
             Experts,
             "experts",
             layer,
             count,
-            Kernel(KernelName.EXPERTS, kernel.dtype),
+            Kernel(KernelName.EXPERTS, linear.dtype),
             tokens=tokens,
             hidden=model.hidden,
-            intermediate=width,
+            intermediate=width_per_rank(ffn, shard.tp),
             top_k=ffn.top_k,
             touched=touched_experts(tokens, ffn.count, ffn.top_k, engine.routing, engine.routing_alpha),
             expert_bytes=per_expert,
             activation_bytes=shard.activation.bytes,
-        )
-    )
-    piece.rows.extend(all_reduce(shard, "experts all-reduce", layer, count))
-    assigned = np.asarray(tokens * ffn.top_k)
-    piece.nodes.extend([
+        ),
+    ]
+
+
+def width_per_rank(ffn: workload.Mlp | workload.Experts, tp: int) -> int:
+    """Intermediate width of one rank."""
+    return math.ceil(ffn.intermediate / tp)
+
+
+def feedforward_nodes(shard: Shard, index: int) -> list[Node]:
+    """Dataflow of the feed-forward of one layer: reads `between`, writes `hidden`.
+
+    Callers hold what they passed on: the feed-forward its normed input until it returns, the layer its own input
+    `hidden` until the layer returns.
+    """
+    model = shard.scenario.model
+    ffn = model.blocks[index].ffn
+    width = width_per_rank(ffn, shard.tp)
+    inner = _expert_nodes(shard, ffn, width) if isinstance(ffn, workload.Experts) else _mlp_nodes(shard, width)
+    return [
+        Node("norm", ("between",), (shard.activation_of("ffn input", model.hidden),)),
+        *inner,
+        Node("return", ("ffn input",)),
+        Node("add", ("between", "product", "hidden"), (shard.activation_of("hidden", model.hidden),)),
+    ]
+
+
+def _mlp_nodes(shard: Shard, width: int) -> list[Node]:
+    return [
+        Node("gate-up", ("ffn input",), (shard.activation_of("gate and up", 2 * width),)),
+        Node("swiglu", ("gate and up",), (shard.activation_of("gated", width),)),
+        Node("down", ("gated",), (shard.activation_of("product", shard.scenario.model.hidden),)),
+    ]
+
+
+def _expert_nodes(shard: Shard, ffn: workload.Experts, width: int) -> list[Node]:
+    hidden, assigned = shard.scenario.model.hidden, np.asarray(shard.tokens * ffn.top_k)
+    return [
         Node("router", ("ffn input",), (shard.activation_of("routing", ffn.count, size=4.0),)),
-        Node("gather", ("ffn input", "routing"), (shard.activation_of("gathered", model.hidden, assigned),)),
+        Node("gather", ("ffn input", "routing"), (shard.activation_of("gathered", hidden, assigned),)),
         Node("gate-up", ("gathered",), (shard.activation_of("gate and up", 2 * width, assigned),)),
         Node("swiglu", ("gate and up",), (shard.activation_of("gated", width, assigned),)),
-        Node("down", ("gated",), (shard.activation_of("expert output", model.hidden, assigned),)),
-        Node("combine", ("expert output", "routing", "gathered"), (shard.activation_of("product", model.hidden),)),
-        *_close(shard, "product"),
-    ])
-    return piece
+        Node("down", ("gated",), (shard.activation_of("expert output", hidden, assigned),)),
+        Node("combine", ("expert output", "routing", "gathered"), (shard.activation_of("product", hidden),)),
+    ]

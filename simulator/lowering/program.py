@@ -1,15 +1,14 @@
-"""The product of lowering: operators for the cost models, nodes for the liveness of activations."""
+"""What lowering functions share: the shard of a step they describe, and the nodes of its dataflow."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ...dtypes import DType
 from ..estimate import Array
-from ..operators import Operators, Table
 from ..scenario import Scenario, Step, stage_layers
 
 
@@ -31,18 +30,6 @@ class Node:
     label: str
     reads: tuple[str, ...] = ()
     writes: tuple[Buffer, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """A lowered step on one device of each stage: operators with counts by stage, and one pass over each block.
-
-    `body` holds the nodes of embedding and layers, `head` those only the last stage runs.
-    """
-
-    operators: Operators
-    body: tuple[Node, ...]
-    head: tuple[Node, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,16 +70,3 @@ class Shard:
         """An activation buffer of `width` elements a token."""
         count = self.tokens if tokens is None else tokens
         return Buffer(name, np.asarray(count * width * (self.activation.bytes if size is None else size)))
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """What one block family contributes: operators and the nodes of one layer."""
-
-    rows: list[Table] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-
-    def extend(self, other: Piece) -> None:
-        """Append another piece behind this one."""
-        self.rows.extend(other.rows)
-        self.nodes.extend(other.nodes)

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from ...dtypes import DType
 from ...errors import InputError
 from ..calibration import CalibrationSet
+from ..estimate import Array
 from ..inference import decode
-from ..memory import Ledger, ledger
+from ..memory import Ledger, activation_bytes, ledger
 from ..plan import Plan, Proof, Status
 from ..scenario import Numerics, Scenario, Sharding
 from ..workload.formats import WeightFormat
@@ -81,8 +82,11 @@ class Candidate:
     verdict: Verdict
 
 
-def candidates(scenario: Scenario, numerics: Numerics, wishes: Wishes) -> list[Candidate]:
-    """Every layout of one precision with its verdict."""
+def candidates(
+    scenario: Scenario, numerics: Numerics, wishes: Wishes, activations: dict[Sharding, Array] | None = None
+) -> list[Candidate]:
+    """Every layout of one precision with its verdict; `activations` remembers what precisions share."""
+    activations = {} if activations is None else activations
     found = layouts(scenario.model, scenario.fleet.count, wishes.tp, wishes.pp)
     if not found:
         heads = scenario.model.blocks[0].attention.heads
@@ -95,7 +99,9 @@ def candidates(scenario: Scenario, numerics: Numerics, wishes: Wishes) -> list[C
     result = []
     for sharding in found:
         option = scenario.but(numerics=numerics, sharding=sharding)
-        memory = ledger(option)
+        if sharding not in activations:
+            activations[sharding] = activation_bytes(option)
+        memory = ledger(option, activations[sharding])
         result.append(Candidate(option, memory, verdict(option, memory)))
     return result
 
@@ -103,9 +109,9 @@ def candidates(scenario: Scenario, numerics: Numerics, wishes: Wishes) -> list[C
 def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> tuple[Plan, Candidate]:
     """The plan `fits` answers with: most faithful precision that surely fits (else tightly), fastest layout."""
     best: list[Candidate] = []
-    looked_at = 0
+    looked_at, activations = 0, dict[Sharding, Array]()
     for numerics in precisions(scenario.model, wishes.weights, wishes.kv):
-        options = candidates(scenario, numerics, wishes)
+        options = candidates(scenario, numerics, wishes, activations)
         looked_at += len(options)
         reached = max(option.verdict for option in options)
         if not best or reached > best[0].verdict:
@@ -132,22 +138,22 @@ def _binding(candidate: Candidate) -> tuple[str, ...]:
     return (f"memory of one device ({candidate.scenario.fleet.device.key})",)
 
 
-def max_context(scenario: Scenario) -> int:
-    """Longest context at the scenario's batch that surely fits, at most the model's own limit (0: none)."""
+def max_context(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:
+    """Longest context at the scenario's batch with at least that verdict, up to the model's own limit (0: none)."""
 
     def fits(contexts: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         grown = scenario.but(context=contexts, prompt=np.minimum(contexts, scenario.prompt))
-        return np.asarray(verdicts(grown, ledger(grown)) == Verdict.SURELY)
+        return np.asarray(verdicts(grown, ledger(grown)) >= level)
 
     return largest(fits, scenario.model.max_context)
 
 
-def max_users(scenario: Scenario) -> int:
-    """Most users of the scenario's context that surely fit at once (0: none)."""
+def max_users(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:
+    """Most users of the scenario's context at once with at least that verdict (0: none)."""
 
     def fits(batches: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         grown = scenario.but(batch=batches)
-        return np.asarray(verdicts(grown, ledger(grown)) == Verdict.SURELY)
+        return np.asarray(verdicts(grown, ledger(grown)) >= level)
 
     return largest(fits, MAX_USERS)
 

@@ -22,6 +22,7 @@ from .model import Attention, Block, Experts, Mlp, Model, blocks_of
 MAX_CONFIG_BYTES = 4_000_000
 LIMIT = {"num_hidden_layers": 4096, "hidden_size": 2**20, "vocab_size": 2**26, "num_experts": 65536}
 MAX_INTEGER = 2**31
+ATTENTION_KINDS = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,21 @@ class _Reader:
             raise InputError(f"must lie between 1 and {LIMIT.get(key, MAX_INTEGER)}", file=self.file, key=key, value=value)
         return value
 
+    def count(self, key: str) -> int:
+        """A whole number that may be 0 (or null, which means 0)."""
+        value = self._raw(key)
+        return 0 if value is None or (value == 0 and not isinstance(value, bool)) else self.integer(key)
+
+    def layer_types(self, layers: int) -> list[str] | None:
+        """The kind of attention of each layer, where the config states it."""
+        value = self.config.get("layer_types")
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != layers or any(v not in ATTENTION_KINDS for v in value):
+            problem = f"must name {' or '.join(ATTENTION_KINDS)} for each of {layers} layers"
+            raise InputError(problem, file=self.file, key="layer_types", value=value)
+        return value
+
     def flag(self, key: str, default: bool) -> bool:
         """true or false."""
         value = self.config.get(key, default)
@@ -218,7 +234,8 @@ class _Reader:
 
     def layer_list(self, key: str, layers: int) -> list[int]:
         """A list of layer numbers."""
-        value = self.config.get(key) or []
+        value = self.config.get(key)
+        value = [] if value is None else value
         ok = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
         if not ok or any(not 0 <= v < layers for v in value):
             raise InputError("must be a list of layer numbers", file=self.file, key=key, value=value)
@@ -238,7 +255,7 @@ def _exact_head_dim(hidden: int, heads: int, file: str) -> int:
 
 def _windows(get: _Reader, family: Family, layers: int) -> list[int | None]:
     """The sliding window of each layer. Qwen uses it only where `use_sliding_window` says so, from layer
-    `max_window_layers` on (every layer for qwen3_moe); Mistral and Mixtral in every layer.
+    `max_window_layers` on unless `layer_types` lists them (every layer for qwen3_moe); Mistral and Mixtral in every layer.
     """
     window = get.optional("sliding_window")
     if family.gated_window:
@@ -246,7 +263,10 @@ def _windows(get: _Reader, family: Family, layers: int) -> list[int | None]:
             return [None] * layers
         if "max_window_layers" not in family.defaults:
             return [window] * layers
-        first = int(get.config.get("max_window_layers", family.defaults["max_window_layers"]) or 0)
+        types = get.layer_types(layers)
+        if types is not None:
+            return [window if kind == ATTENTION_KINDS[1] else None for kind in types]
+        first = get.count("max_window_layers")
         return [window if i >= first else None for i in range(layers)]
     return [window] * layers
 

@@ -1,0 +1,120 @@
+"""Open a step up: one row per operator and layer class, and the sentence that names what binds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .answers import Quantity, Share
+from .calibration import CalibrationSet, Resolved
+from .costs import estimate, work
+from .estimate import Bound, Estimate
+from .lowering.decoder import lower
+from .operators import Attention, Collective, Copy, Elementwise, Experts, Gemm, Table
+from .scenario import Scenario, Step
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One operator of one layer class: work and time over all its repetitions on all stages."""
+
+    table: Table
+    label: str
+    layer: str
+    count: float
+    flops: float
+    traffic_bytes: float
+    time: Estimate
+    resolved: Resolved
+
+
+def rows_of(scenario: Scenario, step: Step, calibrations: CalibrationSet) -> list[Row]:
+    """The rows of a scalar step, in the order operators are first used."""
+    result = []
+    for table in lower(scenario, step).operators.tables:
+        times, amount = estimate(table, scenario.fleet, calibrations), work(table)
+        resolved = calibrations.resolve(table.kernel)
+        for i, (label, layer) in enumerate(zip(table.label, table.layer, strict=True)):
+            count = float(table.count[i].sum())
+            if count == 0:
+                continue
+            flops, moved = (float(np.ravel(np.broadcast_to(a, times.time_s.shape)[i])[0]) for a in (amount.flops, amount.traffic_bytes))
+            time = times.row(i).scaled(count)
+            result.append(Row(table, label, layer, count, flops * count, moved * count, time, resolved))
+    return result
+
+
+def quantity(estimate_: Estimate, unit: str = "s") -> Quantity:
+    """A scalar estimate as a quantity."""
+    return known(float(estimate_.time_s), float(estimate_.low_s), float(estimate_.high_s), unit)
+
+
+def rate(estimate_: Estimate, amount: float, unit: str) -> Quantity:
+    """`amount` per time of a scalar estimate; the interval's ends change places."""
+    return known(
+        amount / float(estimate_.time_s), amount / float(estimate_.high_s), amount / float(estimate_.low_s), unit
+    )
+
+
+def known(value: float, low: float, high: float, unit: str) -> Quantity:
+    """A quantity; what is not finite becomes null with a reason."""
+    if not all(map(math.isfinite, (value, low, high))):
+        return Quantity(None, None, None, unit, "not finite")
+    return Quantity(value, low, high, unit)
+
+
+def operator_class(table: Table) -> str:
+    """The operator class as people call it."""
+    return type(table).__name__.lower()
+
+
+def cause(table: Table, bound: Bound) -> str:
+    """What a term of an operator is spent on, in words that add up over a step."""
+    if bound is Bound.COMPUTE:
+        return "arithmetic"
+    if bound is Bound.FLOOR:
+        return "communication latency" if isinstance(table, Collective) else "kernel launches"
+    if bound is Bound.LINK:
+        return "communication"
+    match table:
+        case Gemm() | Experts():
+            return "weight traffic"
+        case Attention():
+            return "KV cache traffic"
+        case Elementwise() | Copy():
+            return "activation traffic"
+    return "memory traffic"
+
+
+def shares(rows: list[Row]) -> tuple[Share, ...]:
+    """The step's time by cause, largest first."""
+    causes: dict[str, float] = {}
+    for row in rows:
+        for bound, term in zip(Bound, row.time.terms.stack(), strict=True):
+            name = cause(row.table, bound)
+            causes[name] = causes.get(name, 0.0) + float(np.sum(term))
+    whole = sum(causes.values()) or 1.0
+    ordered = sorted(causes.items(), key=lambda item: -item[1])
+    return tuple(Share(name, seconds / whole) for name, seconds in ordered if seconds > 0)
+
+
+_BOUND_NAME = {
+    "weight traffic": "memory-bound",
+    "KV cache traffic": "memory-bound",
+    "activation traffic": "memory-bound",
+    "arithmetic": "compute-bound",
+    "communication": "link-bound",
+    "communication latency": "latency-bound",
+    "kernel launches": "launch-bound",
+}
+
+
+def sentence(phase: str, parts: tuple[Share, ...]) -> str:
+    """'decode is memory-bound: 83 % of the step is weight traffic, 9 % kernel launches'."""
+    if not parts:
+        return f"{phase} takes no time"
+    first, rest = parts[0], [p for p in parts[1:3] if p.share >= 0.05]
+    text = f"{phase} is {_BOUND_NAME[first.name]}: {first.share:.0%} of the step is {first.name}"
+    return text + "".join(f", {p.share:.0%} {p.name}" for p in rest)

@@ -1,0 +1,315 @@
+"""Answers as tables a person reads, in a terminal and in a pipe alike (there nothing is cut or wrapped)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ...units import format_bytes, format_count, format_flops, format_gib, format_seconds
+from .. import answers as a
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PIPE_WIDTH = 10_000
+VERDICT_STYLE = {"surely": "bold green", "tight": "bold yellow", "no": "bold red"}
+TIER_NOTE = {
+    "measured": "measured",
+    "calibrated": "calibrated on this device",
+    "transferred": "carried over from a related device",
+    "datasheet": "datasheet and pooled fractions",
+    "assumed": "partly assumed",
+}
+
+
+def console() -> Console:
+    """A console on stdout; in a pipe wide enough that nothing wraps. NO_COLOR is honoured by rich."""
+    from rich.console import Console
+
+    piped = not sys.stdout.isatty()
+    return Console(width=PIPE_WIDTH if piped else None, highlight=False, soft_wrap=piped)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:
+    """A plain table: the first `left` columns flush left, numbers flush right; no borders to get in the way."""
+    from rich.table import Table
+
+    result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, column in enumerate(columns):
+        result.add_column(column, justify="left" if i < left else "right", overflow="fold", no_wrap=i < left)
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def styled(verdict: str) -> str:
+    """A verdict in its colour."""
+    return f"[{VERDICT_STYLE[verdict]}]{verdict}[/]"
+
+
+def number(value: float) -> str:
+    """Three significant digits without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def span(q: a.Quantity) -> str:
+    """A quantity with its interval: `51.1 tokens/s (33.1 to 79)`."""
+    if q.value is None or q.low is None or q.high is None:
+        return f"- ({q.reason})"
+    if q.unit == "s":
+        return f"{format_seconds(q.value)} ({format_seconds(q.low)} to {format_seconds(q.high)})"
+    if q.unit == "B":
+        return f"{format_gib(q.value)} ({format_gib(q.low)} to {format_gib(q.high)})"
+    return f"{number(q.value)} {q.unit} ({number(q.low)} to {number(q.high)})"
+
+
+def brief(q: a.Quantity) -> str:
+    """A quantity with its interval in a narrow column."""
+    if q.value is None or q.low is None or q.high is None:
+        return "-"
+    if q.unit == "s":
+        return format_seconds(q.value)
+    if q.unit == "B":
+        return format_gib(q.value)
+    return f"{number(q.value)} ({number(q.low)}-{number(q.high)})"
+
+
+def layout(value: a.Layout) -> str:
+    """`tp2 pp2`."""
+    return f"tp{value.tp}" + (f" pp{value.pp}" if value.pp > 1 else "")
+
+
+def _devices(name: str, count: int) -> str:
+    return name if count == 1 else f"{count}x{name}"
+
+
+def show(report: a.Report, notes: Sequence[str] = ()) -> None:
+    """Print an answer; each kind has its own function below."""
+    out = console()
+    with out.capture() as captured:
+        _render(out, report)
+        for line in (*report.warnings, *notes):
+            out.print(f"[yellow]note:[/] {line}")
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+
+
+def _render(out: Console, report: a.Report) -> None:
+    match report.answer:
+        case a.FitAnswer():
+            _fit(out, report, report.answer)
+        case a.FitList():
+            _fit_list(out, report.answer)
+        case a.MemoryAnswer():
+            _memory(out, report, report.answer)
+        case a.ExplainAnswer():
+            _explain(out, report, report.answer)
+        case a.HardwareList():
+            rows = ([r.key, r.kind, str(r.facts), r.name] for r in report.answer.rows)
+            out.print(table(["name", "kind", "numbers", "what it is"], rows, left=4))
+        case a.HardwareSheet():
+            _sheet(out, report.answer)
+        case a.LintReport():
+            _lint(out, report.answer)
+        case a.Comparison():
+            _comparison(out, report.answer)
+        case a.ModelList():
+            out.print(table(_MODEL_COLUMNS, map(_model_row, report.answer.rows)))
+        case a.ModelSheet():
+            _model(out, report.answer)
+
+
+def _fit(out: Console, report: a.Report, answer: a.FitAnswer) -> None:
+    q = report.question
+    assert q is not None
+    where = _devices(q.device, q.device_count)
+    out.print(
+        f"{q.model} on {where}: {styled(answer.verdict)}"
+        f"{' fits' if answer.verdict != 'no' else ', it does not fit'}"
+        f"  ({q.weights} weights, {q.kv} KV cache, {layout(q.layout)}; {q.batch} user{'s' * (q.batch > 1)}, "
+        f"context {q.context:,})"
+    )
+    rows = [
+        ["memory per GPU", f"{span(answer.needed)} of {format_gib(answer.capacity_bytes)}"],
+        ["largest context", _reach(answer.max_context, f"with {q.batch} user{'s' * (q.batch > 1)}", answer)],
+        ["users at once", _reach(answer.max_users, "of this context", answer)],
+        ["swap one user out", f"{span(answer.swap)} for {format_bytes(answer.swap_bytes)}, the same to bring it back"],
+        ["prefill", f"{span(answer.prefill)} for {q.prompt:,} tokens, service time only (no queue)"],
+        ["decode, per user", span(answer.tokens_per_s_user)],
+    ]
+    if answer.swap.value is None:
+        rows = [row for row in rows if not row[0].startswith("swap")]
+    if q.batch > 1:
+        rows.append(["decode, all users", span(answer.tokens_per_s_total)])
+    rows.append(["what binds", answer.binds])
+    if report.evidence is not None:
+        best = ", ".join(f"{t.share:.0%} {t.tier}" for t in report.evidence.tiers)
+        rows.append(["evidence", f"{TIER_NOTE[report.evidence.weakest]} ({best}); intervals are 80 %"])
+    out.print(table(["", ""], rows, left=2))
+    if len(answer.options) > 1:
+        out.print()
+        choices = (
+            [o.weights, o.kv, layout(o.layout), styled(o.verdict), brief(o.needed)] for o in answer.options
+        )
+        out.print(table(["weights", "KV", "layout", "fits", "memory per GPU"], choices, left=4))
+    if answer.remedies:
+        out.print()
+        helps = ([r.change, r.effect, r.flags] for r in answer.remedies)
+        out.print(table(["what would help", "then it", "ask with"], helps, left=3))
+    elif answer.verdict == "no":
+        out.print("nothing in reach helps: not 8 of these devices, nor one of a larger kind that is listed")
+    out.print(f"\nnext: {answer.next_step}")
+
+
+def _reach(most: int, of_what: str, answer: a.FitAnswer) -> str:
+    return f"{most:,} {of_what} (fits {answer.limits_hold})" if most else "none"
+
+
+def _fit_list(out: Console, answer: a.FitList) -> None:
+    rows = (
+        [
+            r.model,
+            _devices(r.device, r.device_count),
+            styled(r.verdict),
+            f"{r.weights} / {r.kv}",
+            layout(r.layout),
+            brief(r.needed),
+            f"{r.max_context:,}" if r.verdict != "no" else "-",
+            f"{r.max_users:,}" if r.verdict != "no" else "-",
+            brief(r.prefill) if r.verdict != "no" else "-",
+            brief(r.tokens_per_s_user) if r.verdict != "no" else "-",
+            r.note if r.verdict != "no" else "memory",
+            r.weakest if r.verdict != "no" else "-",
+        ]
+        for r in answer.rows
+    )
+    columns = ["model", "on", "fits", "weights / KV", "layout", "GiB/GPU", "context", "users", "prefill"]
+    out.print(table([*columns, "tokens/s", "binds", "evidence"], rows, left=5))
+
+
+def _memory(out: Console, report: a.Report, answer: a.MemoryAnswer) -> None:
+    q = report.question
+    assert q is not None
+    stage = f", pipeline stage {answer.stage + 1} of {answer.stages}" if answer.stages > 1 else ""
+    out.print(
+        f"{q.model} on one {q.device} of {q.device_count}{stage}: {styled(answer.verdict)}  ({q.weights} weights, "
+        f"{q.kv} KV cache, {layout(q.layout)}; {q.batch} user{'s' * (q.batch > 1)}, context {q.context:,})"
+    )
+    rows = [[r.tensor_class, r.tier, _g(r.bytes.value), _g(r.bytes.low), _g(r.bytes.high), r.basis] for r in answer.rows]
+    rows += [
+        ["allocated", "", _g(answer.allocated.value), "", "", "torch.cuda.max_memory_allocated"],
+        ["reserved", "", _g(answer.reserved.value), "", "", "torch.cuda.max_memory_reserved"],
+        ["nvidia-smi", "", _g(answer.nvidia_smi.value), _g(answer.nvidia_smi.low), _g(answer.nvidia_smi.high), "the process"],
+        ["engine budget", "", _g(answer.budget_bytes), "", "", f"{q.memory_utilization:g} of the device"],
+        ["device", "", _g(answer.capacity_bytes), "", "", "usable by a process"],
+    ]
+    out.print(_with_basis(["class", "tier", "expected", "low", "high", "basis"], rows))
+    out.print(f"\nactivations peak at '{answer.activation_peak_at}': {', '.join(_live(x) for x in answer.activation_live)}")
+
+
+def _live(text: str) -> str:
+    name, _, size = text.rpartition(": ")
+    return f"{name} {format_gib(float(size.split()[0]))}"
+
+
+def _g(value: float | None) -> str:
+    return "-" if value is None else format_gib(value)
+
+
+def _with_basis(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table whose last column is prose, flush left."""
+    result = table(columns, rows, left=2)
+    result.columns[-1].justify = "left"
+    return result
+
+
+def _explain(out: Console, report: a.Report, answer: a.ExplainAnswer) -> None:
+    q = report.question
+    assert q is not None
+    out.print(
+        f"{answer.phase} step of {q.model} on {_devices(q.device, q.device_count)}, per device  ({q.weights} weights, "
+        f"{q.kv} KV cache, {layout(q.layout)}; {q.batch} user{'s' * (q.batch > 1)}, context {q.context:,})"
+    )
+    rows = (
+        [
+            r.operator,
+            r.operator_class,
+            r.layer,
+            f"{r.count:g}",
+            format_flops(r.flops) if r.flops else "-",
+            format_bytes(r.bytes),
+            brief(r.time),
+            f"{r.share:.1%}",
+            *(format_seconds(t) if t else "-" for t in (r.compute_s, r.memory_s, r.floor_s, r.link_s)),
+            r.bound,
+            r.tier,
+        ]
+        for r in answer.rows
+    )
+    columns = ["operator", "class", "layers", "times", "FLOPs", "bytes", "time", "share", "compute", "memory", "floor"]
+    out.print(table([*columns, "link", "bound", "evidence"], rows, left=3))
+    out.print(f"\ntotal {span(answer.total)}; {answer.binds}")
+    if report.evidence is not None:
+        notes = {c.reason for c in report.evidence.calibrations if c.tier != "calibrated"}
+        for reason in sorted(notes):
+            out.print(f"[dim]evidence: {reason}[/]")
+
+
+def _sheet(out: Console, answer: a.HardwareSheet) -> None:
+    out.print(f"{answer.key}: {answer.name}")
+    rows = ([f.key, f"{f.value:.6g}", f.unit, f.kind, f"{f.source} ({f.where})"] for f in answer.facts)
+    result = table(["number", "value", "unit", "kind", "source"], rows)
+    for column in result.columns[2:]:
+        column.justify = "left"
+    out.print(result)
+
+
+def _lint(out: Console, answer: a.LintReport) -> None:
+    for finding in answer.findings:
+        out.print(f"[bold red]{finding.file}[/]: {finding.key}: {finding.problem}")
+    out.print(f"{answer.files} file{'s' * (answer.files != 1)} checked, {len(answer.findings)} findings")
+
+
+def _comparison(out: Console, answer: a.Comparison) -> None:
+    def cell(value: float | None, ratio: float | None) -> str:
+        return "-" if value is None else f"{value:.5g}" + ("" if ratio is None else f" ({ratio:.2f}x)")
+
+    rows = (
+        [r.key, r.unit, *(cell(v, x) for v, x in zip(r.values, r.ratios, strict=True))] for r in answer.rows
+    )
+    out.print(table(["number", "unit", *answer.devices], rows, left=2))
+
+
+_MODEL_COLUMNS = ["model", "family", "parameters", "active", "layers", "context", "weights", "KV per token"]
+
+
+def _model_row(m: a.ModelRow) -> list[str]:
+    return [
+        m.name,
+        m.family,
+        format_count(m.parameters),
+        format_count(m.active_parameters),
+        str(m.layers),
+        f"{m.max_context:,}",
+        format_gib(m.weight_bytes),
+        format_bytes(m.kv_bytes_per_token),
+    ]
+
+
+def _model(out: Console, answer: a.ModelSheet) -> None:
+    out.print(table(_MODEL_COLUMNS, [_model_row(answer.model)]))
+    out.print(f"read from {answer.model.origin}\n")
+    rows = (
+        [
+            t.role,
+            t.block,
+            str(t.layers),
+            str(t.copies),
+            f"{t.rows:,} x {t.cols:,}" + (" + bias" if t.bias else ""),
+            f"{t.parameters:,}",
+            format_gib(t.bytes),
+        ]
+        for t in answer.tensors
+    )
+    out.print(table(["tensor", "layer class", "layers", "copies", "shape", "parameters", "bytes"], rows, left=2))
