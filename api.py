@@ -14,27 +14,27 @@ from .calibrate import store
 from .calibrate.transfer import Calibrations
 from .dtypes import DType
 from .errors import InputError
-from .hwspecs.detect import detect
 from .hwspecs.device import Device, Fact, Fleet, Host, Kind, Source
 from .hwspecs.load import fleet_of, load, names
 from .hwspecs.load import load_fleet as _load_fleet
 from .simulator import answers as a
 from .simulator.estimate import Estimate, Tier, total
 from .simulator.explain import Row, cause, known, operator_class, quantity, rate, rows_of, sentence, shares
-from .simulator.inference import decode, decode_step, prefill, swap_out
+from .simulator.inference import decode_step, prefill, swap_out
 from .simulator.liveness import peaks
 from .simulator.lowering.decoder import lower
 from .simulator.memory import Ledger, kv_cache_bytes, ledger, peak_steps
 from .simulator.planner import fit
 from .simulator.planner.domain import precisions
 from .simulator.planner.fit import Candidate, Verdict, Wishes
-from .simulator.remedies import COUNTS, remedies
 from .simulator.report.contract import envelope
+from .simulator.schedule import price
 from .simulator.scenario import Engine, Numerics, Phase, Scenario, Sharding, Step
 from .simulator.workload import zoo
 from .simulator.workload.model import Model
 
 DEFAULT_CONTEXT = 8192
+COUNTS = (1, 2, 4, 8)  # devices of one kind tried for the reverse question
 CALIBRATION_VARIABLE = "ROOFPLAN_CALIBRATION"
 
 
@@ -57,6 +57,8 @@ def load_fleet(
             raise InputError("names a device already", key="--vram/--bandwidth", remedy="drop them or --gpu")
         return _unnamed(vram_bytes, bandwidth_bytes_per_s, host, ram_bytes)
     if gpu is None:
+        from .hwspecs.detect import detect
+
         found = detect(ram_bytes)
         return found.fleet, found.notes
     return _load_fleet(gpu, host, ram_bytes), ()
@@ -134,11 +136,12 @@ def make_scenario(
 
 def ask_fit(scenario: Scenario, calibrations: Calibrations, wishes: Wishes | None = None) -> a.Report:
     """Does it fit, at which precision and layout, how far can it grow, how fast is it, what would help."""
+    from .simulator.remedies import remedies
+
     wishes = wishes or Wishes()
-    plan, chosen = fit.choose(scenario, wishes, calibrations)
+    plan, chosen, (step, operators) = fit.choose(scenario, wishes, calibrations)
     decided = chosen.scenario
-    step = decode(decided, calibrations)
-    rows = rows_of(decided, decode_step(decided), calibrations)
+    rows = rows_of(operators, calibrations)
     reach = _reach(chosen)
     answer = a.FitAnswer(
         verdict=chosen.verdict.label,
@@ -203,11 +206,10 @@ def _capped(model: Model, load_: dict[str, int | None]) -> dict[str, int]:
 
 
 def _fit_row(scenario: Scenario, calibrations: Calibrations, wishes: Wishes) -> a.FitRow:
-    _, chosen = fit.choose(scenario, wishes, calibrations)
+    _, chosen, (step, operators) = fit.choose(scenario, wishes, calibrations)
     decided = chosen.scenario
-    step = decode(decided, calibrations)
     context, users = _reach(chosen)
-    parts = shares(rows_of(decided, decode_step(decided), calibrations))
+    parts = shares(rows_of(operators, calibrations))
     return a.FitRow(
         model=decided.model.name,
         device=decided.fleet.device.key,
@@ -262,7 +264,7 @@ def ask_ledger(scenario: Scenario, wishes: Wishes | None = None, calibrations: C
     """Bytes by class on the fullest device, at the precision and layout `fits` chooses unless pinned."""
     calibrations = calibrations or load_calibrations(scenario.fleet)
     wishes = wishes or Wishes()
-    _, chosen = fit.choose(scenario, wishes, calibrations)
+    chosen = fit.choose(scenario, wishes, calibrations).candidate
     decided, memory = chosen.scenario, chosen.memory
     stage = memory.worst_stage()
 
@@ -298,10 +300,9 @@ def explain_step(
     """One step operator by operator, at the precision and layout `fits` chooses unless pinned."""
     calibrations = calibrations or load_calibrations(scenario.fleet)
     wishes = wishes or Wishes()
-    _, chosen = fit.choose(scenario, wishes, calibrations)
-    decided = chosen.scenario
+    decided = fit.choose(scenario, wishes, calibrations).plan.scenario
     step = decode_step(decided) if phase is Phase.DECODE else _first_chunk(decided)
-    rows = rows_of(decided, step, calibrations)
+    rows = rows_of(price(lower(decided, step), decided, calibrations), calibrations)
     whole = total(row.time for row in rows)
     answer = a.ExplainAnswer(
         phase=phase.value,
@@ -327,7 +328,7 @@ def _explain_row(row: Row, whole: float) -> a.ExplainRow:
         operator=row.label,
         layer=row.layer,
         kernel=str(row.table.kernel),
-        count=row.count,
+        repetitions=row.repetitions,
         flops=row.flops,
         bytes=row.traffic_bytes,
         time=quantity(row.time),
@@ -376,7 +377,7 @@ def _layout(sharding: Sharding) -> a.Layout:
 
 def question_of(scenario: Scenario, wishes: Wishes) -> a.Question:
     """The scenario as the JSON contract shows it."""
-    pinned = tuple(f.name for f in dataclasses.fields(wishes) if getattr(wishes, f.name) is not None)
+    pinned = tuple(name for name, value in wishes._asdict().items() if value is not None)
     weights = scenario.numerics.weights
     return a.Question(
         model=scenario.model.name,

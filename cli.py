@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .calibrate.transfer import Calibrations
     from .hwspecs.device import Fleet
     from .simulator.answers import Answer, Report
+    from .simulator.catalogue import CatalogueAnswer
     from .simulator.planner.fit import Wishes
     from .simulator.scenario import Scenario
 
@@ -144,7 +145,7 @@ class Asked:
 def asking(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `Asked`, handed over as its parameter `asked`."""
     own = inspect.signature(command, eval_str=True).parameters
-    hints = typing.get_type_hints(Asked, include_extras=True)
+    hints = _hints()
     shared = inspect.signature(Asked).parameters
 
     @functools.wraps(command)
@@ -158,6 +159,11 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
     wrapper.__signature__ = inspect.Signature(mine[:1] + theirs + mine[1:])  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in (*mine, *theirs)}
     return wrapper
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Asked, include_extras=True)
 
 
 class Step(StrEnum):
@@ -366,7 +372,7 @@ def _check_plot(plot: Path | None) -> None:
         plots.check_path(plot)
 
 
-def _plain(answer: Answer, json: bool, notes: tuple[str, ...] = ()) -> None:
+def _plain(answer: Answer | CatalogueAnswer, json: bool, notes: tuple[str, ...] = ()) -> None:
     """Print an answer that stands without a question."""
     from .simulator.report.contract import envelope
 

@@ -11,7 +11,6 @@ and not an error at all.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -72,6 +71,8 @@ class UnknownNameError(InputError):
     kind = "unknown-name"
 
     def __init__(self, what: str, name: str, known: Iterable[str], *, listing: str) -> None:
+        import difflib
+
         close = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.4)
         close += [k for k in known if k not in close and len(name) > 2 and name.lower() in k][: 3 - len(close)]
         hint = f"did you mean {', '.join(close)}? " if close else ""

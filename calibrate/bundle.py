@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Callable
 from pathlib import Path
@@ -63,13 +62,13 @@ def _with_transfer(calibration: Calibration, group: list[tuple[Calibration, Poin
     same = [o for o in others if o[0].architecture_class == calibration.architecture_class] or others
     # Two Hopper parts are closer kin than a new device will be: never claim less than the spread over all devices.
     spread = max(_displacement(calibration.parameters, g) for g in (same, others)) if others else calibration.own_log_sd
-    return dataclasses.replace(calibration, transfer_log_sd=spread)
+    return calibration._replace(transfer_log_sd=spread)
 
 
 def _pool(kernel: Kernel, group: list[tuple[Calibration, Points]]) -> Calibration:
     """Geometric mean of the devices' parameters, with the error it shows on all their rows."""
     form = type(group[0][0].parameters)
-    logs = np.array([[np.log(v) for v in dataclasses.astuple(c.parameters)] for c, _ in group])
+    logs = np.array([[np.log(v) for v in c.parameters] for c, _ in group])
     parameters = form(*(float(v) for v in np.exp(logs.mean(axis=0))))
     link = isinstance(parameters, LatencyBandwidth)
     measured = np.concatenate([p.seconds for _, p in group])
@@ -77,8 +76,7 @@ def _pool(kernel: Kernel, group: list[tuple[Calibration, Points]]) -> Calibratio
     pure = np.concatenate([pure_roofline(p, c.denominators, link) for c, p in group])
     low, middle, high = np.quantile(np.log(measured / predicted), [0.1, 0.5, 0.9])
     first, hulls = group[0][0], [c.hull for c, _ in group]
-    return dataclasses.replace(
-        first,
+    return first._replace(
         device=ANY_DEVICE,
         architecture=ANY_DEVICE,
         architecture_class=ANY_DEVICE,
@@ -91,8 +89,8 @@ def _pool(kernel: Kernel, group: list[tuple[Calibration, Points]]) -> Calibratio
         shared_log_sd=_displacement(parameters, group),
         transfer_log_sd=_displacement(parameters, group),
         accuracy=accuracy(predicted, measured, pure),
-        provenance=dataclasses.replace(
-            first.provenance, table=f"all devices: {', '.join(c.device for c, _ in group)}", held_out_rows=len(measured)
+        provenance=first.provenance._replace(
+            table=f"all devices: {', '.join(c.device for c, _ in group)}", held_out_rows=len(measured)
         ),
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -60,6 +58,8 @@ def read(path: Path) -> tuple[Calibration, ...]:
 @lru_cache(maxsize=64)
 def digest(path: Path) -> str:
     """Short content hash of a file, to name exactly what an answer rests on."""
+    import hashlib
+
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
@@ -97,16 +97,16 @@ def _to_json(c: Calibration) -> dict[str, Any]:
         "version": c.version,
         "basis": c.basis.value,
         "form": form,
-        "parameters": _rounded(dataclasses.asdict(c.parameters)),
+        "parameters": _rounded(c.parameters._asdict()),
         "covariance": [[float(f"{v:.4g}") for v in row] for row in c.covariance],
-        "denominators": dataclasses.asdict(c.denominators),
-        "hull": _rounded(dataclasses.asdict(c.hull)),
+        "denominators": c.denominators._asdict(),
+        "hull": _rounded(c.hull._asdict()),
         "residual_quantiles": [round(q, 4) for q in c.residual_quantiles],
         "own_log_sd": round(c.own_log_sd, 4),
         "shared_log_sd": round(c.shared_log_sd, 4),
         "transfer_log_sd": round(c.transfer_log_sd, 4),
-        "accuracy": None if c.accuracy is None else _rounded(dataclasses.asdict(c.accuracy)),
-        "provenance": dataclasses.asdict(c.provenance),
+        "accuracy": None if c.accuracy is None else _rounded(c.accuracy._asdict()),
+        "provenance": c.provenance._asdict(),
     }
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..dtypes import DType
 from ..errors import SurroundingsError
@@ -36,8 +37,10 @@ _ARCHITECTURE: Mapping[tuple[int, int], tuple[str, str, int, int]] = MappingProx
 )
 
 
-@dataclass(frozen=True)
-class Detected:
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia")  # loading NVML costs more than looking for these
+
+
+class Detected(NamedTuple):
     """What this machine offers, and what a reader should know about how that was found."""
 
     fleet: Fleet
@@ -51,6 +54,8 @@ def detect(host_memory_bytes: float | None = None) -> Detected:
 
 
 def _nvidia(host_memory_bytes: float | None) -> Detected | None:
+    if sys.platform == "linux" and not any(Path(p).exists() for p in DRIVER_FILES):
+        return None
     try:
         import pynvml
     except ImportError:

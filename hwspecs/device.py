@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..dtypes import DType
 from ..errors import InputError
@@ -44,8 +44,7 @@ class Fact:
         return self.value
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """A document a number was read from."""
 
     title: str
@@ -74,7 +73,7 @@ def word(meaning: str, required: bool = True) -> Any:
     return field(metadata=metadata) if required else field(default="", metadata=metadata)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Part:
     """What every hardware file has: a key (its file name), a printed name and its table of sources."""
 
@@ -84,7 +83,7 @@ class Part:
     sources: Mapping[str, Source] = field(metadata={"type": "internal"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Device(Part):
     """One accelerator (or CPU acting as one): datasheet facts only. Units are in the names."""
 
@@ -130,7 +129,7 @@ class Device(Part):
         return dtype in self.peak_dense_flops_per_s
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Host(Part):
     """The machine around the devices."""
 
@@ -145,7 +144,7 @@ class Host(Part):
     nvme_write_bytes_per_s: Fact | None = fact("B/s", "sequential write of the local NVMe storage", False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Link(Part):
     """A connection between two parts; the bandwidth is of ONE direction."""
 
@@ -155,7 +154,7 @@ class Link(Part):
     encoding: Fact | None = fact("1", "share of transferred bits that carry data", False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Cluster(Part):
     """A node or instance by name: how many of which device, in which host."""
 
@@ -164,7 +163,7 @@ class Cluster(Part):
     device_count: Fact = fact("1", "devices in the node")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fleet:
     """What a question runs on: `count` like devices in one node, joined by `interconnect`, fed by `host`."""
 
@@ -190,8 +189,7 @@ class Fleet:
         return dataclasses.replace(self, count=count)
 
 
-@dataclass(frozen=True)
-class Attribute:
+class Attribute(NamedTuple):
     """One row of a schema table."""
 
     name: str

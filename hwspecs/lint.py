@@ -6,8 +6,9 @@ peak = multiprocessors x clock x operations per clock; bandwidth = bus width x d
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from ..errors import RoofplanError
 from .device import Cluster, Device, Fact, Host, Kind, Link, Part
@@ -17,8 +18,7 @@ TOLERANCE = 0.02  # printed figures are rounded to two or three digits
 MIN_SOURCED_NUMBERS = 12
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing wrong with a file, with the arithmetic that shows it."""
 
     file: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..simulator import answers as a
+from ..simulator import catalogue as a
 from .device import Cluster, Device, Host, Link, Part, attributes
 from .lint import facts_of, lint
 from .load import load, names

@@ -4,14 +4,16 @@ from these types; renaming a field here is a new schema version.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .catalogue import CatalogueAnswer
 
 SCHEMA_NAME = "roofplan"
 SCHEMA_VERSION = 1
 
 
-@dataclass(frozen=True)
-class Quantity:
+class Quantity(NamedTuple):
     """A number with its 80 % interval and unit. `reason` says why the value is null where it is."""
 
     value: float | None
@@ -21,8 +23,7 @@ class Quantity:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """How the model is cut: tensor parallel x pipeline parallel = devices used."""
 
     tp: int
@@ -30,8 +31,7 @@ class Layout:
     devices: int
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """The scenario as understood, defaults filled in, layout and formats chosen."""
 
     model: str
@@ -52,8 +52,7 @@ class Question:
     pinned: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class CalibrationUse:
+class CalibrationUse(NamedTuple):
     """A calibration an answer rests on: its id, tier here, share of the time, why it was chosen, file hash."""
 
     id: str
@@ -63,16 +62,14 @@ class CalibrationUse:
     file_sha256: str
 
 
-@dataclass(frozen=True)
-class TierShare:
+class TierShare(NamedTuple):
     """Share of the decode time that rests on a tier of evidence."""
 
     tier: str
     share: float
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What the times rest on. `weakest` is the weakest tier that holds more than 5 % of the time."""
 
     weakest: str
@@ -83,8 +80,7 @@ class Evidence:
     data_date: str
 
 
-@dataclass(frozen=True)
-class MemoryRow:
+class MemoryRow(NamedTuple):
     """One class of the ledger on one device: bytes with their range, and what the figure rests on."""
 
     tensor_class: str
@@ -93,8 +89,7 @@ class MemoryRow:
     basis: str
 
 
-@dataclass(frozen=True)
-class MemoryAnswer:
+class MemoryAnswer(NamedTuple):
     """The ledger of the fullest device (pipeline stage `stage`), in bytes."""
 
     verdict: str
@@ -110,16 +105,14 @@ class MemoryAnswer:
     activation_live: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """A named share of a time."""
 
     name: str
     share: float
 
 
-@dataclass(frozen=True)
-class Remedy:
+class Remedy(NamedTuple):
     """One change that alone turns the answer into a yes (or the closest there is), and what it gives."""
 
     change: str
@@ -127,8 +120,7 @@ class Remedy:
     flags: str
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One precision of the domain with the best verdict any layout reaches."""
 
     weights: str
@@ -138,8 +130,7 @@ class Option:
     needed: Quantity
 
 
-@dataclass(frozen=True)
-class FitAnswer:
+class FitAnswer(NamedTuple):
     """Does it fit, how far can it grow, how fast does it run, what binds, what would help."""
 
     verdict: str
@@ -165,8 +156,7 @@ class FitAnswer:
     next_step: str
 
 
-@dataclass(frozen=True)
-class FitRow:
+class FitRow(NamedTuple):
     """One line of a list of models on a device, or of devices for a model."""
 
     model: str
@@ -186,22 +176,20 @@ class FitRow:
     note: str
 
 
-@dataclass(frozen=True)
-class FitList:
+class FitList(NamedTuple):
     """Many models on one device, or one model on many devices."""
 
     rows: tuple[FitRow, ...]
 
 
-@dataclass(frozen=True)
-class ExplainRow:
+class ExplainRow(NamedTuple):
     """One operator of one layer class on one device: totals over its repetitions."""
 
     operator_class: str
     operator: str
     layer: str
     kernel: str
-    count: float
+    repetitions: float
     flops: float
     bytes: float
     time: Quantity
@@ -215,8 +203,7 @@ class ExplainRow:
     note: str
 
 
-@dataclass(frozen=True)
-class ExplainAnswer:
+class ExplainAnswer(NamedTuple):
     """A step operator by operator, the longest last in the sentence that names what binds."""
 
     phase: str
@@ -228,159 +215,27 @@ class ExplainAnswer:
     bandwidth_bytes_per_s: float
 
 
-@dataclass(frozen=True)
-class HardwareRow:
-    """One bundled hardware file."""
-
-    key: str
-    kind: str
-    name: str
-    facts: int
-
-
-@dataclass(frozen=True)
-class HardwareList:
-    """Bundled hardware files."""
-
-    rows: tuple[HardwareRow, ...]
-
-
-@dataclass(frozen=True)
-class FactRow:
-    """One number of a hardware file."""
-
-    key: str
-    value: float
-    unit: str
-    kind: str
-    source: str
-    where: str
-
-
-@dataclass(frozen=True)
-class HardwareSheet:
-    """A hardware file number by number."""
-
-    key: str
-    name: str
-    facts: tuple[FactRow, ...]
-
-
-@dataclass(frozen=True)
-class LintFinding:
-    """One thing wrong with a hardware file."""
-
-    file: str
-    key: str
-    problem: str
-
-
-@dataclass(frozen=True)
-class LintReport:
-    """All findings over the files that were checked."""
-
-    files: int
-    findings: tuple[LintFinding, ...]
-
-
-@dataclass(frozen=True)
-class CompareRow:
-    """One number on several devices; `ratio` is to the first device, null where either lacks it."""
-
-    key: str
-    unit: str
-    values: tuple[float | None, ...]
-    ratios: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Devices side by side."""
-
-    devices: tuple[str, ...]
-    rows: tuple[CompareRow, ...]
-
-
-@dataclass(frozen=True)
-class ModelRow:
-    """One model's size."""
-
-    name: str
-    family: str
-    parameters: int
-    active_parameters: int
-    layers: int
-    max_context: int
-    weight_bytes: float
-    kv_bytes_per_token: float
-    origin: str
-
-
-@dataclass(frozen=True)
-class ModelList:
-    """Bundled models."""
-
-    rows: tuple[ModelRow, ...]
-
-
-@dataclass(frozen=True)
-class TensorRow:
-    """One distinct weight tensor of a model."""
-
-    role: str
-    block: str
-    layers: int
-    copies: int
-    rows: int
-    cols: int
-    bias: bool
-    parameters: int
-    bytes: float
-
-
-@dataclass(frozen=True)
-class ModelSheet:
-    """A model tensor by tensor."""
-
-    model: ModelRow
-    tensors: tuple[TensorRow, ...]
-
-
-@dataclass(frozen=True)
-class SchemaId:
+class SchemaId(NamedTuple):
     """Name and version of the contract."""
 
     name: str
     version: int
 
 
-Answer = (
-    FitAnswer
-    | FitList
-    | MemoryAnswer
-    | ExplainAnswer
-    | HardwareList
-    | HardwareSheet
-    | LintReport
-    | Comparison
-    | ModelList
-    | ModelSheet
-)
+Answer = FitAnswer | FitList | MemoryAnswer | ExplainAnswer
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What `--json` prints: the question as understood, the answer, its evidence and warnings."""
 
     schema: SchemaId
     question: Question | None
-    answer: Answer
+    answer: Answer | CatalogueAnswer
     evidence: Evidence | None
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class ErrorBody:
+class ErrorBody(NamedTuple):
     """An error: exit code, kind and the parts its one line is made of."""
 
     code: int
@@ -392,8 +247,7 @@ class ErrorBody:
     remedy: str | None
 
 
-@dataclass(frozen=True)
-class ErrorReport:
+class ErrorReport(NamedTuple):
     """What `--json` prints instead when there is no answer."""
 
     schema: SchemaId

@@ -6,9 +6,8 @@ the denominators it carries, plus floors in seconds, so it can be carried over t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,8 +23,7 @@ class Basis(StrEnum):
     ASSUMED = "assumed"
 
 
-@dataclass(frozen=True)
-class ThreeConstants:
+class ThreeConstants(NamedTuple):
     """T = floor + max(FLOPs / (compute_fraction * peak), bytes / (memory_fraction * bandwidth))."""
 
     floor_s: float
@@ -33,8 +31,7 @@ class ThreeConstants:
     memory_fraction: float
 
 
-@dataclass(frozen=True)
-class LatencyBandwidth:
+class LatencyBandwidth(NamedTuple):
     """T = floor + hop * log2(ranks) + traffic / (link_fraction * link bandwidth), the alpha-beta model."""
 
     floor_s: float
@@ -45,8 +42,7 @@ class LatencyBandwidth:
 Parameters = ThreeConstants | LatencyBandwidth
 
 
-@dataclass(frozen=True)
-class Denominators:
+class Denominators(NamedTuple):
     """The datasheet numbers the fractions refer to; without them a fraction means nothing."""
 
     peak_flops_per_s: float
@@ -54,8 +50,7 @@ class Denominators:
     link_bytes_per_s: float
 
 
-@dataclass(frozen=True)
-class Hull:
+class Hull(NamedTuple):
     """Range of the points a calibration was fitted on, as log10 of FLOPs and of bytes moved."""
 
     flops: tuple[float, float]
@@ -71,8 +66,7 @@ class Hull:
         return np.asarray(np.maximum(beyond(flops, self.flops), beyond(traffic_bytes, self.bytes)))
 
 
-@dataclass(frozen=True)
-class Provenance:
+class Provenance(NamedTuple):
     """Where the numbers of a calibration come from."""
 
     source: str
@@ -82,8 +76,7 @@ class Provenance:
     held_out_rows: int
 
 
-@dataclass(frozen=True)
-class Accuracy:
+class Accuracy(NamedTuple):
     """Error on held-out rows in percent, beside the pure roofline on the same rows."""
 
     mape: float
@@ -94,8 +87,7 @@ class Accuracy:
     pure_roofline_median: float
 
 
-@dataclass(frozen=True)
-class Calibration:
+class Calibration(NamedTuple):
     """Fitted parameters of one kernel with covariance, hull, residuals and provenance.
 
     `residual_quantiles` are the 10, 50 and 90 % quantiles of log(measured / predicted) on held-out rows;
@@ -128,8 +120,7 @@ class Calibration:
         return f"{self.device}/{self.kernel}/{self.engine}-{self.version}"
 
 
-@dataclass(frozen=True)
-class Resolved:
+class Resolved(NamedTuple):
     """The calibration that answers for a kernel on a device, and what that answer is worth."""
 
     calibration: Calibration

@@ -51,18 +51,27 @@ class Bound(IntEnum):
         return self.name.lower()
 
 
-def _zero() -> Array:
-    return np.zeros(())
+NO_TIME: Array = np.zeros(())
+"""The one array that stands for "none of this": sums pass over it instead of adding zeros."""
+NO_TIME.setflags(write=False)
+
+
+def _plus(a: Array, b: Array) -> Array:
+    return b if a is NO_TIME else a if b is NO_TIME else np.asarray(a + b)
+
+
+def _times(a: Array, factor: Array) -> Array:
+    return a if a is NO_TIME else np.asarray(a * factor)
 
 
 @dataclass(frozen=True, eq=False)
 class Terms:
     """What a time consists of, in seconds; the four add up to it."""
 
-    compute_s: Array = dataclasses.field(default_factory=_zero)
-    memory_s: Array = dataclasses.field(default_factory=_zero)
-    floor_s: Array = dataclasses.field(default_factory=_zero)
-    link_s: Array = dataclasses.field(default_factory=_zero)
+    compute_s: Array = dataclasses.field(default_factory=lambda: NO_TIME)
+    memory_s: Array = dataclasses.field(default_factory=lambda: NO_TIME)
+    floor_s: Array = dataclasses.field(default_factory=lambda: NO_TIME)
+    link_s: Array = dataclasses.field(default_factory=lambda: NO_TIME)
 
     def stack(self) -> tuple[Array, ...]:
         """The terms in the order of `Bound`."""
@@ -85,24 +94,24 @@ class Estimate:
 
     def __add__(self, other: Estimate) -> Estimate:
         return Estimate(
-            self.time_s + other.time_s,
-            Terms(*(a + b for a, b in zip(self.terms.stack(), other.terms.stack(), strict=True))),
-            self.shared_sd_s + other.shared_sd_s,
-            self.own_var_s2 + other.own_var_s2,
-            tuple(a + b for a, b in zip(self.evidence_s, other.evidence_s, strict=True)),
-            self.extrapolated_s + other.extrapolated_s,
+            _plus(self.time_s, other.time_s),
+            Terms(*map(_plus, self.terms.stack(), other.terms.stack())),
+            _plus(self.shared_sd_s, other.shared_sd_s),
+            _plus(self.own_var_s2, other.own_var_s2),
+            tuple(map(_plus, self.evidence_s, other.evidence_s)),
+            _plus(self.extrapolated_s, other.extrapolated_s),
         )
 
     def scaled(self, count: npt.ArrayLike) -> Estimate:
         """`count` repetitions of the very same work: its own error repeats too, so both parts scale linearly."""
         n = np.asarray(count, dtype=float)
         return Estimate(
-            self.time_s * n,
-            Terms(*(t * n for t in self.terms.stack())),
-            self.shared_sd_s * n,
-            self.own_var_s2 * n * n,
-            tuple(e * n for e in self.evidence_s),
-            self.extrapolated_s * n,
+            _times(self.time_s, n),
+            Terms(*(_times(t, n) for t in self.terms.stack())),
+            _times(self.shared_sd_s, n),
+            _times(self.own_var_s2, n * n),
+            tuple(_times(e, n) for e in self.evidence_s),
+            _times(self.extrapolated_s, n),
         )
 
     def weighted_rows(self, weights: Array) -> Estimate:
@@ -111,6 +120,8 @@ class Estimate:
         w = weights.reshape(-1, *([1] * (ndim - 1)))
 
         def reduce(a: Array, by: Array) -> Array:
+            if a is NO_TIME:
+                return a
             return np.asarray((a * by).sum(axis=0)) if a.ndim == ndim else np.asarray(a * by.sum())
 
         return Estimate(
@@ -142,8 +153,8 @@ class Estimate:
 
     @property
     def log_sd(self) -> Array:
-        """Standard deviation of the logarithm: shared and own part combined at the very end."""
-        time = np.maximum(self.time_s, 1e-300)
+        """Standard deviation of the logarithm: shared and own part combined at the very end (0 where no time is)."""
+        time = np.where(self.time_s > 0, self.time_s, 1.0)
         return np.asarray(np.sqrt((self.shared_sd_s / time) ** 2 + self.own_var_s2 / time**2))
 
     @property
@@ -178,8 +189,7 @@ class Estimate:
 
 def nothing() -> Estimate:
     """The neutral element of addition."""
-    zero = _zero()
-    return Estimate(zero, Terms(), zero, zero, tuple(zero for _ in Tier), zero)
+    return Estimate(NO_TIME, Terms(), NO_TIME, NO_TIME, (NO_TIME,) * len(Tier), NO_TIME)
 
 
 def total(estimates: Iterable[Estimate]) -> Estimate:
@@ -194,13 +204,12 @@ def priced(
     terms: Terms, *, tier: Tier, shared_log_sd: float, own_log_sd: npt.ArrayLike, extrapolated: npt.ArrayLike = False
 ) -> Estimate:
     """An estimate from its terms, the relative errors of its calibration and the tier that calibration has here."""
-    time = np.asarray(sum(terms.stack()))
-    zero = _zero()
+    time = np.asarray(sum(t for t in terms.stack() if t is not NO_TIME))
     return Estimate(
         time,
         terms,
         time * shared_log_sd,
         (time * np.asarray(own_log_sd)) ** 2,
-        tuple(time if t is tier else zero for t in Tier),
+        tuple(time if t is tier else NO_TIME for t in Tier),
         time * np.asarray(extrapolated, dtype=float),
     )

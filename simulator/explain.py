@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from .answers import Quantity, Share
 from .calibration import CalibrationSet, Resolved
-from .costs import estimate, work
+from .costs import work
 from .estimate import Bound, Estimate
-from .lowering.decoder import lower
 from .operators import Attention, Collective, Copy, Elementwise, Experts, Gemm, Table
-from .scenario import Scenario, Step
+from .schedule import Priced
 
 
-@dataclass(frozen=True, eq=False)
-class Row:
+class Row(NamedTuple):
     """One operator of one layer class: work and time over all its repetitions on all stages."""
 
     table: Table
     label: str
     layer: str
-    count: float
+    repetitions: float
     flops: float
     traffic_bytes: float
     time: Estimate
     resolved: Resolved
 
 
-def rows_of(scenario: Scenario, step: Step, calibrations: CalibrationSet) -> list[Row]:
-    """The rows of a scalar step, in the order operators are first used."""
+def rows_of(operators: Sequence[Priced], calibrations: CalibrationSet) -> list[Row]:
+    """The rows of the priced operators of a scalar step."""
     result = []
-    for table in lower(scenario, step).operators.tables:
-        times, amount = estimate(table, scenario.fleet, calibrations), work(table)
+    for table, times in operators:
+        amount = work(table)
         resolved = calibrations.resolve(table.kernel)
         for i, (label, layer) in enumerate(zip(table.label, table.layer, strict=True)):
             count = float(table.count[i].sum())
             if count == 0:
                 continue
-            flops, moved = (float(np.ravel(np.broadcast_to(a, times.time_s.shape)[i])[0]) for a in (amount.flops, amount.traffic_bytes))
+            flops, moved = (float(np.ravel(a[i])[0]) for a in (amount.flops, amount.traffic_bytes))
             time = times.row(i).scaled(count)
             result.append(Row(table, label, layer, count, flops * count, moved * count, time, resolved))
     return result

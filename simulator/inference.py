@@ -5,6 +5,8 @@ Service times only: a request that waits in a queue waits longer, and nothing he
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ..dtypes import DType
@@ -15,7 +17,7 @@ from .lowering.decoder import lower
 from .memory import kv_cache_bytes
 from .operators import Copy, Kernel, KernelName, one_row
 from .scenario import Phase, Scenario, Step
-from .schedule import pipeline_cycle, pipeline_fill, stage_times
+from .schedule import Priced, pipeline_cycle, pipeline_fill, price, stage_times
 
 
 def decode_step(scenario: Scenario) -> Step:
@@ -25,10 +27,23 @@ def decode_step(scenario: Scenario) -> Step:
     return Step(Phase.DECODE, sequences, 1, np.asarray(scenario.context, float) - 1)
 
 
+class Decoded(NamedTuple):
+    """A decode step: its time, and the operators of one micro-batch it is made of."""
+
+    step: Estimate
+    operators: tuple[Priced, ...]
+
+
 def decode(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:
     """Time in which every user gets one more token, at the scenario's full context."""
-    stages = stage_times(lower(scenario, decode_step(scenario)), scenario, calibrations)
-    return pipeline_cycle(stages, np.minimum(np.asarray(scenario.batch, float), scenario.sharding.pp))
+    return decode_in_detail(scenario, calibrations).step
+
+
+def decode_in_detail(scenario: Scenario, calibrations: CalibrationSet) -> Decoded:
+    """The decode step with the priced operators behind it."""
+    operators = price(lower(scenario, decode_step(scenario)), scenario, calibrations)
+    micro_batches = np.minimum(np.asarray(scenario.batch, float), scenario.sharding.pp)
+    return Decoded(pipeline_cycle(stage_times(operators, scenario), micro_batches), operators)
 
 
 def prefill(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:
@@ -44,19 +59,22 @@ def prefill(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:
     if np.any(full > 0):
         result = result + _chunks(scenario, calibrations, np.asarray(full), np.full_like(prompt, chunk))
     if np.any(rest > 0):
-        stages = stage_times(lower(scenario, _prefill_step(rest, full * chunk)), scenario, calibrations)
+        stages = _prefill_stages(scenario, calibrations, rest, np.asarray(full * chunk))
         result = result + pipeline_fill(stages, np.ones(())).scaled(rest > 0)
     return result
 
 
 def _chunks(scenario: Scenario, calibrations: CalibrationSet, count: Array, chunk: Array) -> Estimate:
     mean_past = np.maximum(count - 1, 0.0) / 2 * chunk
-    stages = stage_times(lower(scenario, _prefill_step(chunk, mean_past)), scenario, calibrations)
+    stages = _prefill_stages(scenario, calibrations, chunk, np.asarray(mean_past))
     return pipeline_fill(stages, np.maximum(count, 1.0)).scaled(count > 0)
 
 
-def _prefill_step(new_tokens: Array, past_tokens: Array) -> Step:
-    return Step(Phase.PREFILL, 1, new_tokens, past_tokens)
+def _prefill_stages(
+    scenario: Scenario, calibrations: CalibrationSet, new_tokens: Array, past_tokens: Array
+) -> tuple[Estimate, ...]:
+    step = Step(Phase.PREFILL, 1, new_tokens, past_tokens)
+    return stage_times(price(lower(scenario, step), scenario, calibrations), scenario)
 
 
 def swap_out(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:

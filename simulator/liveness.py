@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
+
 
 import numpy as np
 
@@ -11,8 +12,7 @@ from .lowering.decoder import Program
 from .lowering.program import Buffer, Node
 
 
-@dataclass(frozen=True, eq=False)
-class Peak:
+class Peak(NamedTuple):
     """The largest sum of live buffers over a program."""
 
     bytes: Array
@@ -29,27 +29,28 @@ def peaks(program: Program) -> tuple[Peak, Peak]:
     """Peaks of the body alone (a stage that is not the last) and of body and head.
 
     Outputs come alive before a node runs, buffers die after their last reader. With swept sizes the peak is taken
-    point by point; `at` and `live` describe the node where the largest of all points peaks. Blocks stand for all
+    point by point; `at` and `live` describe the last node that raised the peak of any point. Blocks stand for all
     their layers: nothing but the hidden state outlives a layer.
     """
     nodes = program.body + program.head
     versions = _versions(nodes)
     last_use = {name: i for i, (reads, writes) in enumerate(versions) for name in (*reads, *writes)}
     alive: dict[str, Buffer] = {}
-    best = body = Peak(np.zeros(()), "nothing", ())
+    total = np.zeros(())  # sums and differences of whole bytes below 2**53: exact
+    best = body = Peak(total, "nothing", ())
     for i, (node, (_, writes)) in enumerate(zip(nodes, versions, strict=True)):
         if i == len(program.body):
             body = best
+        for name, buffer in zip(writes, node.writes, strict=True):
+            alive[name] = buffer
+            total = total + buffer.bytes
         if node.writes:
-            alive.update(zip(writes, node.writes, strict=True))
-            best = _larger(best, Peak(np.asarray(sum(b.bytes for b in alive.values())), node.label, tuple(alive.values())))
-        alive = {name: b for name, b in alive.items() if last_use[name] > i}
+            larger = bool((total > best.bytes).any())
+            at, live = (node.label, tuple(alive.values())) if larger else (best.at, best.live)
+            best = Peak(np.maximum(best.bytes, total) if larger else best.bytes, at, live)
+        for name in [name for name in alive if last_use[name] <= i]:
+            total = total - alive.pop(name).bytes
     return body, best
-
-
-def _larger(a: Peak, b: Peak) -> Peak:
-    named = b if np.max(b.bytes) > np.max(a.bytes) else a
-    return Peak(np.asarray(np.maximum(a.bytes, b.bytes)), named.at, named.live)
 
 
 def _versions(nodes: tuple[Node, ...]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:

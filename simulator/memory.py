@@ -6,6 +6,8 @@ communicators, allocator) are ranges read in public logs, with the source in eac
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import math
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,7 +18,7 @@ from .estimate import Array
 from .liveness import peaks
 from .lowering.decoder import lower
 from .lowering.linear import share_per_rank
-from .scenario import Phase, Scenario, Step, Tier, stage_layers
+from .scenario import Number, Phase, Scenario, Step, Tier, stage_layers
 from .workload.model import Experts, Model, Role
 
 GIB, MIB = 2.0**30, 2.0**20
@@ -39,8 +41,7 @@ ALLOCATED = (TensorClass.WEIGHTS, TensorClass.KV_CACHE, TensorClass.ACTIVATIONS,
 RESERVED = (*ALLOCATED, TensorClass.ALLOCATOR)
 
 
-@dataclass(frozen=True, eq=False)
-class Entry:
+class Entry(NamedTuple):
     """Bytes of one class on one device of each stage: arrays (stages, *grid)."""
 
     tensor_class: TensorClass
@@ -93,8 +94,7 @@ class Ledger:
         return int(np.argmax(np.atleast_1d(self.total_bytes())))
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """A figure read in public logs: lowest, usual, highest, and where."""
 
     low: float
@@ -192,23 +192,34 @@ def peak_steps(scenario: Scenario) -> tuple[Step, Step]:
     return prefill, Step(Phase.DECODE, batch, 1, np.asarray(scenario.context, float) - 1)
 
 
-def activation_bytes(scenario: Scenario) -> Array:
-    """Peak of live activations on one device of each stage, (stages, *grid); only the last stage makes logits."""
-    prefill, decode = (peaks(lower(scenario, step)) for step in peak_steps(scenario))
-    inner, last = (np.maximum(p.bytes, d.bytes) for p, d in zip(prefill, decode, strict=True))
-    return np.stack(np.broadcast_arrays(*[inner] * (scenario.sharding.pp - 1), last))
+def activation_peaks(scenario: Scenario) -> tuple[Array, Array]:
+    """Peak of live activations on a device of an inner stage and of the last one, which makes the logits (*grid).
+
+    They depend on the load and the tensor-parallel degree, not on the formats of weights and KV cache.
+    """
+    fullest, decode = peak_steps(scenario)
+    sequences, new_tokens = _stacked((fullest.sequences, decode.sequences), (fullest.new_tokens, decode.new_tokens))
+    both = Step(Phase.PREFILL, sequences, new_tokens, np.zeros(()))  # one walk sees both steps; the past is no activation
+    inner, last = (np.asarray(p.bytes.max(axis=0)) for p in peaks(lower(scenario, both)))
+    return inner, last
 
 
-def ledger(scenario: Scenario, activations: Array | None = None) -> Ledger:
+def _stacked(*pairs: tuple[Number, Number]) -> list[Array]:
+    """Each pair along a new first axis, all with as many axes behind it."""
+    ndim = max(np.ndim(v) for pair in pairs for v in pair)
+    levelled = ([np.reshape(v, (1,) * (ndim - np.ndim(v)) + np.shape(v)).astype(float) for v in pair] for pair in pairs)
+    return [np.stack(np.broadcast_arrays(*pair)) for pair in levelled]
+
+
+def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) -> Ledger:
     """What one device of each stage holds at the peak of the scenario, arrays (stages, *grid).
 
-    `activations` may hand in what `activation_bytes` gave for the same load and layout: it does not depend on the
-    formats of weights and KV cache.
+    `activation` may hand in what `activation_peaks` gave for the same load and tensor-parallel degree.
     """
     device = scenario.fleet.device
     weights, kv = stage_weight_bytes(scenario), kv_cache_bytes(scenario)
-    if activations is None:
-        activations = activation_bytes(scenario)
+    inner, last = activation_peaks(scenario) if activation is None else activation
+    activations = np.stack(np.broadcast_arrays(*[inner] * (scenario.sharding.pp - 1), last))
     column = weights.reshape(-1, *([1] * (kv.ndim - 1)))
 
     def row(name: TensorClass, low: Array, usual: Array, high: Array, basis: str, tier: Tier = Tier.HBM) -> Entry:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
+
 from enum import StrEnum
 
 from .scenario import Scenario
@@ -17,8 +18,7 @@ class Status(StrEnum):
     INFEASIBLE = "infeasible"
 
 
-@dataclass(frozen=True)
-class Proof:
+class Proof(NamedTuple):
     """Objective (lower is better), the bound no plan of the domain can beat, and how many were looked at."""
 
     status: Status
@@ -32,8 +32,7 @@ class Proof:
         return 0.0 if self.objective == self.bound else (self.objective - self.bound) / abs(self.objective)
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(NamedTuple):
     """A scenario with every choice made, its proof and the constraints that bind."""
 
     scenario: Scenario

@@ -22,7 +22,7 @@ from .planner.fit import (
 )
 from .scenario import Scenario, Sharding
 
-COUNTS = (1, 2, 4, 8)
+COUNTS = (2, 4, 8)
 
 
 def remedies(candidate: Candidate, wishes: Wishes, calibrations: CalibrationSet) -> tuple[Remedy, ...]:
@@ -72,18 +72,18 @@ def _narrower(candidate: Candidate, wishes: Wishes) -> list[Remedy]:
     """Narrower formats than the ones that were pinned."""
     scenario, found = candidate.scenario, []
     if wishes.kv is not None and wishes.kv.bits > 8:
-        found.append(_tried(scenario, dataclasses.replace(wishes, kv=None), "KV cache in fp8", "--kv fp8"))
+        found.append(_tried(scenario, wishes._replace(kv=None), "KV cache in fp8", "--kv fp8"))
     if wishes.weights is not None:
         for weights in weight_choices(scenario.model):
             if weights.bits_per_weight < wishes.weights.bits_per_weight:
-                change = dataclasses.replace(wishes, weights=weights)
+                change = wishes._replace(weights=weights)
                 found.append(_tried(scenario, change, f"weights in {weights.name}", f"--weights {weights.name}"))
     return [remedy for remedy in found if remedy is not None][:1]
 
 
 def _tried(scenario: Scenario, wishes: Wishes, change: str, flags: str) -> Remedy | None:
     kv = scenario.numerics.kv if wishes.kv is not None else type(scenario.numerics.kv).FP8
-    numerics = dataclasses.replace(scenario.numerics, weights=wishes.weights or scenario.numerics.weights, kv=kv)
+    numerics = scenario.numerics._replace(weights=wishes.weights or scenario.numerics.weights, kv=kv)
     reached = max(option.verdict for option in candidates(scenario, numerics, wishes))
     return Remedy(change, "fits surely", flags) if reached is Verdict.SURELY else None
 

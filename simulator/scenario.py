@@ -6,6 +6,8 @@ everything structural (model, sharding, formats) is one value.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,8 +25,7 @@ from .workload.model import Model
 Number = int | npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Sharding:
+class Sharding(NamedTuple):
     """How a model is cut over devices: tensor parallel within a stage, pipeline stages one after another."""
 
     tp: int = 1
@@ -39,8 +40,7 @@ class Sharding:
         return f"tp{self.tp}" + (f" pp{self.pp}" if self.pp > 1 else "")
 
 
-@dataclass(frozen=True)
-class Numerics:
+class Numerics(NamedTuple):
     """Number formats of weights, KV cache and activations."""
 
     weights: WeightFormat
@@ -57,8 +57,7 @@ class Tier(StrEnum):
     REMOTE = "remote"
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """Which tier holds which class of tensors."""
 
     weights: Tier = Tier.HBM
@@ -105,8 +104,7 @@ class Phase(StrEnum):
     DECODE = "decode"
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
+class Step(NamedTuple):
     """One forward pass: `sequences` each add `new_tokens` behind `past_tokens` already in the KV cache.
 
     Logits are made for `logit_tokens` positions in all (default: one a sequence).
@@ -119,8 +117,7 @@ class Step:
     logit_tokens: Number | None = None
 
 
-@dataclass(frozen=True)
-class Lever:
+class Lever(NamedTuple):
     """A published technique as a knob: a named transformation of the question."""
 
     name: str

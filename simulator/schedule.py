@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,15 +11,27 @@ from .calibration import CalibrationSet
 from .costs import estimate
 from .estimate import Array, Estimate, total
 from .lowering.decoder import Program
+from .operators import Table
 from .scenario import Scenario
 
 
-def stage_times(program: Program, scenario: Scenario, calibrations: CalibrationSet) -> tuple[Estimate, ...]:
+class Priced(NamedTuple):
+    """A table of operators with the time of one repetition of each row."""
+
+    table: Table
+    times: Estimate
+
+
+def price(program: Program, scenario: Scenario, calibrations: CalibrationSet) -> tuple[Priced, ...]:
+    """Every table of a program with its times."""
+    return tuple(Priced(t, estimate(t, scenario.fleet, calibrations)) for t in program.operators.tables)
+
+
+def stage_times(rows: Sequence[Priced], scenario: Scenario) -> tuple[Estimate, ...]:
     """Serial time of each pipeline stage: the operators of a stage run one after another.
 
     Stages with equal counts share one evaluation.
     """
-    rows = [(table, estimate(table, scenario.fleet, calibrations)) for table in program.operators.tables]
     done: dict[tuple[float, ...], Estimate] = {}
     stages = []
     for stage in range(scenario.sharding.pp):

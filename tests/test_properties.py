@@ -29,7 +29,7 @@ from roofplan.simulator.workload.formats import FORMATS
 from roofplan.simulator.workload.hf import parse_config
 from roofplan.simulator.workload.model import Experts, Model, Role
 
-RUN = settings(deadline=None, derandomize=True, database=None, max_examples=25)
+RUN = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 MODELS = zoo.names()
 KNOWN = tuple(c for path in store.bundled_files() for c in store.read(path))
 

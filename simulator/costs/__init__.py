@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
+
 
 import numpy as np
 
@@ -24,8 +25,7 @@ from .alpha_beta import latency_bandwidth
 from .roofline import three_constants
 
 
-@dataclass(frozen=True, eq=False)
-class Work:
+class Work(NamedTuple):
     """FLOPs computed and bytes moved by each row of a table: what a roofline needs to know."""
 
     flops: Array

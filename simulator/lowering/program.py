@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,16 +14,14 @@ from ..estimate import Array
 from ..scenario import Scenario, Step, stage_layers
 
 
-@dataclass(frozen=True, eq=False)
-class Buffer:
+class Buffer(NamedTuple):
     """An activation tensor on one device."""
 
     name: str
     bytes: Array
 
 
-@dataclass(frozen=True, eq=False)
-class Node:
+class Node(NamedTuple):
     """One operation in execution order: `writes` come alive, buffers die after the last node that reads them.
 
     A node without writes is a function returning: it keeps what its caller still refers to alive until then.
@@ -69,4 +69,4 @@ class Shard:
     def activation_of(self, name: str, width: float, tokens: Array | None = None, size: float | None = None) -> Buffer:
         """An activation buffer of `width` elements a token."""
         count = self.tokens if tokens is None else tokens
-        return Buffer(name, np.asarray(count * width * (self.activation.bytes if size is None else size)))
+        return Buffer(name, count * (width * (self.activation.bytes if size is None else size)))

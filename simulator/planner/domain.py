@@ -19,15 +19,21 @@ def splits(model: Model, tp: int) -> bool:
 
 
 def layouts(model: Model, devices: int, tp: int | None = None, pp: int | None = None) -> tuple[Sharding, ...]:
-    """Layouts on at most `devices` devices, tensor parallel by powers of two; `tp` and `pp` pin a degree."""
-    degrees = [tp] if tp else [2**i for i in range(devices.bit_length()) if 2**i <= devices]
+    """Layouts on at most `devices` devices; `tp` and `pp` pin a degree.
+
+    Tensor parallel by powers of two; pipelines by powers of two and by divisors of what is left.
+    """
     result = []
-    for t in degrees:
-        if not splits(model, t):
-            continue
-        depths = [pp] if pp else range(1, devices // t + 1)
-        result += [Sharding(t, p) for p in depths if t * p <= devices and p <= model.layers]
+    for t in [tp] if tp else _powers_of_two(devices):
+        left = devices // t
+        depths = {pp} if pp else {*_powers_of_two(left), *(p for p in range(1, left + 1) if left % p == 0)}
+        if splits(model, t):
+            result += [Sharding(t, p) for p in sorted(depths) if t * p <= devices and p <= model.layers]
     return tuple(result)
+
+
+def _powers_of_two(limit: int) -> list[int]:
+    return [2**i for i in range(limit.bit_length()) if 2**i <= limit]
 
 
 def weight_choices(model: Model) -> tuple[WeightFormat, ...]:
@@ -51,21 +57,23 @@ def has_experts(model: Model) -> bool:
     return any(isinstance(b.ffn, Experts) for b in model.blocks)
 
 
+PROBES = 1024  # numbers asked for at a time: an array of these costs about as much as one
+
+
 def largest(holds: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.bool_]], limit: int) -> int:
-    """Largest whole n in 1..limit for which a monotone condition holds (0: none), asked for 64 numbers at a time."""
-    low, high = 0, limit + 1  # holds at low (or low is 0), fails at high
+    """Largest whole n in 1..limit for which a monotone condition holds (0: none)."""
+    low, high = 0, limit + 1  # holds at low (or low is 0), fails at high (or high is beyond the limit)
     while high - low > 1:
-        points = np.unique(np.linspace(low + 1, high - 1, 64).round() if high - low < 4096 else _spread(low, high))
+        points = _between(low, high)
         ok = holds(points)
         passing, failing = points[ok], points[~ok]
         low = int(passing.max()) if passing.size else low
         high = int(failing.min()) if failing.size else high
-        if not failing.size and low == limit:
-            break
     return low
 
 
-def _spread(low: int, high: int) -> npt.NDArray[np.float64]:
-    """Numbers between, closer together near the low end."""
-    points = np.geomspace(max(low, 1), high - 1, 64).round()
-    return np.asarray(np.clip(points, low + 1, high - 1))
+def _between(low: int, high: int) -> npt.NDArray[np.float64]:
+    """Whole numbers strictly between, the ends always among them; far apart ones spread by ratio, near ones evenly."""
+    if high - low <= PROBES or low > PROBES:
+        return np.unique(np.linspace(low + 1, high - 1, min(PROBES, high - low - 1)).round())
+    return np.unique(np.geomspace(low + 1, high - 1, PROBES).round())

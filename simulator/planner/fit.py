@@ -7,8 +7,8 @@ its proof is the list of candidates.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from typing import NamedTuple
+
 from enum import IntEnum
 
 import numpy as np
@@ -18,14 +18,15 @@ from ...dtypes import DType
 from ...errors import InputError
 from ..calibration import CalibrationSet
 from ..estimate import Array
-from ..inference import decode
-from ..memory import Ledger, activation_bytes, ledger
+from ..inference import Decoded, decode_in_detail
+from ..memory import Ledger, activation_peaks, ledger
 from ..plan import Plan, Proof, Status
 from ..scenario import Numerics, Scenario, Sharding
 from ..workload.formats import WeightFormat
 from .domain import largest, layouts, precisions
 
 MAX_USERS = 65536
+Activations = dict[int, tuple[Array, Array]]  # peaks of inner and last stage by tensor-parallel degree
 
 
 class Verdict(IntEnum):
@@ -63,8 +64,7 @@ def verdict(scenario: Scenario, memory: Ledger | None = None) -> Verdict:
     return Verdict(int(verdicts(scenario, memory or ledger(scenario))))
 
 
-@dataclass(frozen=True)
-class Wishes:
+class Wishes(NamedTuple):
     """What the asker pinned; None leaves the choice open."""
 
     weights: WeightFormat | None = None
@@ -73,8 +73,7 @@ class Wishes:
     pp: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Candidate:
+class Candidate(NamedTuple):
     """A layout and precision with its ledger and verdict."""
 
     scenario: Scenario
@@ -82,8 +81,16 @@ class Candidate:
     verdict: Verdict
 
 
+class Choice(NamedTuple):
+    """The plan, the candidate behind it with its ledger, and its decode step."""
+
+    plan: Plan
+    candidate: Candidate
+    decoded: Decoded
+
+
 def candidates(
-    scenario: Scenario, numerics: Numerics, wishes: Wishes, activations: dict[Sharding, Array] | None = None
+    scenario: Scenario, numerics: Numerics, wishes: Wishes, activations: Activations | None = None
 ) -> list[Candidate]:
     """Every layout of one precision with its verdict; `activations` remembers what precisions share."""
     activations = {} if activations is None else activations
@@ -99,17 +106,17 @@ def candidates(
     result = []
     for sharding in found:
         option = scenario.but(numerics=numerics, sharding=sharding)
-        if sharding not in activations:
-            activations[sharding] = activation_bytes(option)
-        memory = ledger(option, activations[sharding])
+        if sharding.tp not in activations:
+            activations[sharding.tp] = activation_peaks(option)
+        memory = ledger(option, activations[sharding.tp])
         result.append(Candidate(option, memory, verdict(option, memory)))
     return result
 
 
-def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> tuple[Plan, Candidate]:
+def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> Choice:
     """The plan `fits` answers with: most faithful precision that surely fits (else tightly), fastest layout."""
     best: list[Candidate] = []
-    looked_at, activations = 0, dict[Sharding, Array]()
+    looked_at, activations = 0, Activations()
     for numerics in precisions(scenario.model, wishes.weights, wishes.kv):
         options = candidates(scenario, numerics, wishes, activations)
         looked_at += len(options)
@@ -120,7 +127,8 @@ def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> 
             break
         if best[0].verdict is Verdict.NO:  # nothing fits yet: remember the narrowest, which comes closest
             best = options
-    steps = [float(decode(o.scenario, calibrations).time_s) for o in best]
+    decoded = [decode_in_detail(o.scenario, calibrations) for o in best]
+    steps = [float(d.step.time_s) for d in decoded]
     if best[0].verdict is Verdict.NO:
         index = int(np.argmin([float(np.max(o.memory.total_bytes())) for o in best]))
     else:
@@ -129,7 +137,7 @@ def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> 
     proof = Proof(
         Status.INFEASIBLE if chosen.verdict is Verdict.NO else Status.ENUMERATED, steps[index], min(steps), looked_at
     )
-    return Plan(chosen.scenario, proof, _binding(chosen)), chosen
+    return Choice(Plan(chosen.scenario, proof, _binding(chosen)), chosen, decoded[index])
 
 
 def _binding(candidate: Candidate) -> tuple[str, ...]:
@@ -160,7 +168,7 @@ def max_users(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:
 
 def fewest_devices(scenario: Scenario, wishes: Wishes, counts: tuple[int, ...]) -> tuple[int, Numerics, Sharding] | None:
     """Smallest count of like devices on which the model surely fits, with the most faithful precision there."""
-    open_layout = dataclasses.replace(wishes, tp=None, pp=None)
+    open_layout = wishes._replace(tp=None, pp=None)
     for count in counts:
         grown = scenario.but(fleet=scenario.fleet.sized(count), sharding=Sharding())
         for numerics in precisions(scenario.model, wishes.weights, wishes.kv):

@@ -1,13 +1,12 @@
-"""The machine-readable contract: one JSON object a command, its schema generated from the answer types."""
+"""The machine-readable contract: one JSON object a command, its schema generated from the answer types (`schema.py`)."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import RoofplanError
 from ..answers import (
@@ -17,20 +16,23 @@ from ..answers import (
     ErrorBody,
     ErrorReport,
     Evidence,
+    ExplainAnswer,
     FitAnswer,
     FitList,
-    LintReport,
     MemoryAnswer,
     Question,
     Report,
     SchemaId,
 )
 
+if TYPE_CHECKING:
+    from ..catalogue import CatalogueAnswer
+
 SCHEMA_FILE = Path(__file__).parent / "schema.json"
 
 
 def envelope(
-    answer: Answer,
+    answer: Answer | CatalogueAnswer,
     question: Question | None = None,
     evidence: Evidence | None = None,
     warnings: tuple[str, ...] = (),
@@ -41,25 +43,27 @@ def envelope(
 
 def with_warnings(report: Report, notes: tuple[str, ...]) -> Report:
     """The report with notes that arose around it (how hardware was found, say)."""
-    return dataclasses.replace(report, warnings=(*report.warnings, *notes))
+    return report._replace(warnings=(*report.warnings, *notes))
 
 
-def is_no(answer: Answer) -> bool:
+def is_no(answer: Answer | CatalogueAnswer) -> bool:
     """Whether an answer is an honest no: nothing asked about fits, or a check found something."""
     match answer:
         case FitAnswer() | MemoryAnswer():
             return answer.verdict == "no"
         case FitList():
             return all(row.verdict == "no" for row in answer.rows)
-        case LintReport():
-            return bool(answer.findings)
-    return False
+        case ExplainAnswer():
+            return False
+    from ..catalogue import LintReport
+
+    return isinstance(answer, LintReport) and bool(answer.findings)
 
 
 def to_data(value: Any) -> Any:
     """Plain JSON data of an answer; numbers that are not finite become null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {name: to_data(item) for name, item in zip(value._fields, value, strict=True)}
     if isinstance(value, tuple | list):
         return [to_data(item) for item in value]
     if isinstance(value, Enum):
@@ -79,19 +83,6 @@ def error_report(error: RoofplanError) -> ErrorReport:
     value = None if error.value is None else str(error.value)[:200]
     body = ErrorBody(int(error.exit_code), error.kind, error.line(), error.file, error.key, value, error.remedy)
     return ErrorReport(SchemaId(SCHEMA_NAME, SCHEMA_VERSION), body)
-
-
-def generate_schema() -> dict[str, Any]:
-    """The JSON Schema of both kinds of output, from the types (needs pydantic, a development tool here)."""
-    from pydantic import ConfigDict, TypeAdapter
-
-    schema = TypeAdapter(Report | ErrorReport, config=ConfigDict(extra="forbid")).json_schema()
-    for definition in schema["$defs"].values():
-        definition["additionalProperties"] = False
-        definition["required"] = sorted(definition.get("properties", {}))
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = f"{SCHEMA_NAME} {SCHEMA_VERSION}"
-    return schema
 
 
 def schema_text() -> str:

@@ -6,16 +6,16 @@ a test holds them equal to the `gguf` package's `GGML_QUANT_SIZES`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from ...dtypes import DType
 from ...errors import InputError, UnknownNameError
 
 
-@dataclass(frozen=True)
-class WeightFormat:
+class WeightFormat(NamedTuple):
     """How a weight matrix is stored and computed.
 
     `compute` is the input format of the matrix instructions where the device has it; a narrower storage than
@@ -78,8 +78,7 @@ def kv_format(name: str) -> DType:
     return DType(name.lower())
 
 
-@dataclass(frozen=True)
-class GgmlType:
+class GgmlType(NamedTuple):
     """A tensor type of ggml: `block_bytes` bytes hold `block_elements` elements."""
 
     name: str

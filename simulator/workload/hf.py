@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...dtypes import DType
 from ...errors import InputError, UnknownNameError
@@ -25,8 +24,7 @@ MAX_INTEGER = 2**31
 ATTENTION_KINDS = ("full_attention", "sliding_attention")
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """What distinguishes a model family: defaults of its configuration class and the shape of its layers."""
 
     defaults: Mapping[str, Any]
@@ -38,9 +36,6 @@ class Family:
     experts_key: str = "num_experts"
     expert_width_key: str = "moe_intermediate_size"
     gated_window: bool = False
-    required: tuple[str, ...] = field(
-        default=("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
-    )
 
 
 def _defaults(**values: Any) -> Mapping[str, Any]:
@@ -178,8 +173,7 @@ def parse_config(config: object, *, name: str, file: str, origin: str | None = N
     )
 
 
-@dataclass(frozen=True)
-class _Reader:
+class _Reader(NamedTuple):
     """Typed access to a config with the family's defaults; every complaint names file and key."""
 
     config: Mapping[str, Any]
@@ -297,7 +291,7 @@ def _sparse_layers(get: _Reader, family: Family, layers: int) -> set[int]:
 
 def _block(attention: Attention, window: int | None, ffn: Mlp | Experts) -> Block:
     if window is not None:
-        attention = Attention(**{**vars(attention), "window": window})
+        attention = attention._replace(window=window)
     kind = "moe" if isinstance(ffn, Experts) else "dense"
     return Block(kind if window is None else f"{kind}-window", attention, ffn)
 

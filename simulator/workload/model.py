@@ -6,6 +6,8 @@ described once. Layers of equal shape form a `Block`; `pattern` says which block
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -47,8 +49,7 @@ class Split(StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True)
-class Attention:
+class Attention(NamedTuple):
     """Multi-head, grouped-query or multi-query attention; `window` limits the keys a query sees."""
 
     heads: int
@@ -60,16 +61,14 @@ class Attention:
     window: int | None = None
 
 
-@dataclass(frozen=True)
-class Mlp:
+class Mlp(NamedTuple):
     """A gated feed-forward (SwiGLU): gate and up project to `intermediate`, down projects back."""
 
     intermediate: int
     bias: bool = False
 
 
-@dataclass(frozen=True)
-class Experts:
+class Experts(NamedTuple):
     """A mixture of gated feed-forwards: a router picks `top_k` of `count` for each token."""
 
     count: int
@@ -77,8 +76,7 @@ class Experts:
     intermediate: int
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """One kind of transformer layer; identical layers share one block."""
 
     name: str
@@ -86,8 +84,7 @@ class Block:
     ffn: Mlp | Experts
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """`copies` weight tensors of shape (rows, cols) per layer of `block` (None: outside the layers).
 
     `bias` adds `rows` elements to each copy. `quantised` tells whether checkpoints in narrow formats

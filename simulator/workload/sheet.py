@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import answers as a
+from .. import catalogue as a
 from . import zoo
 from .model import Model
 

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 from ...errors import InputError, UnknownNameError
-from .gguf import read_gguf
 from .hf import parse_config, read_config
 from .model import Model
 
@@ -42,6 +41,8 @@ def resolve(name: str) -> Model:
     """A model from a bundled name, a config.json, a folder that holds one, or a GGUF file."""
     path = Path(name)
     if name.endswith(".gguf"):
+        from .gguf import read_gguf
+
         return read_gguf(_existing(path))
     if name.endswith(".json"):
         return read_config(_existing(path))

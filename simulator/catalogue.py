@@ -1,0 +1,115 @@
+"""Answers about what is listed: hardware files and models. Apart from `answers` so that a question loads only its own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+
+class HardwareRow(NamedTuple):
+    """One bundled hardware file."""
+
+    key: str
+    kind: str
+    name: str
+    facts: int
+
+
+class HardwareList(NamedTuple):
+    """Bundled hardware files."""
+
+    rows: tuple[HardwareRow, ...]
+
+
+class FactRow(NamedTuple):
+    """One number of a hardware file."""
+
+    key: str
+    value: float
+    unit: str
+    kind: str
+    source: str
+    where: str
+
+
+class HardwareSheet(NamedTuple):
+    """A hardware file number by number."""
+
+    key: str
+    name: str
+    facts: tuple[FactRow, ...]
+
+
+class LintFinding(NamedTuple):
+    """One thing wrong with a hardware file."""
+
+    file: str
+    key: str
+    problem: str
+
+
+class LintReport(NamedTuple):
+    """All findings over the files that were checked."""
+
+    files: int
+    findings: tuple[LintFinding, ...]
+
+
+class CompareRow(NamedTuple):
+    """One number on several devices; `ratio` is to the first device, null where either lacks it."""
+
+    key: str
+    unit: str
+    values: tuple[float | None, ...]
+    ratios: tuple[float | None, ...]
+
+
+class Comparison(NamedTuple):
+    """Devices side by side."""
+
+    devices: tuple[str, ...]
+    rows: tuple[CompareRow, ...]
+
+
+class ModelRow(NamedTuple):
+    """One model's size."""
+
+    name: str
+    family: str
+    parameters: int
+    active_parameters: int
+    layers: int
+    max_context: int
+    weight_bytes: float
+    kv_bytes_per_token: float
+    origin: str
+
+
+class ModelList(NamedTuple):
+    """Bundled models."""
+
+    rows: tuple[ModelRow, ...]
+
+
+class TensorRow(NamedTuple):
+    """One distinct weight tensor of a model."""
+
+    role: str
+    block: str
+    layers: int
+    copies: int
+    rows: int
+    cols: int
+    bias: bool
+    parameters: int
+    bytes: float
+
+
+class ModelSheet(NamedTuple):
+    """A model tensor by tensor."""
+
+    model: ModelRow
+    tensors: tuple[TensorRow, ...]
+
+
+CatalogueAnswer = HardwareList | HardwareSheet | LintReport | Comparison | ModelList | ModelSheet
