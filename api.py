@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,19 +24,27 @@ from .simulator.explain import Row, cause, known, operator_class, quantity, rate
 from .simulator.inference import decode_step, prefill, swap_out
 from .simulator.liveness import peaks
 from .simulator.lowering.decoder import lower
-from .simulator.memory import Ledger, kv_cache_bytes, ledger, peak_steps
+from .simulator.memory import Ledger, kv_cache_bytes, peak_steps
 from .simulator.planner import fit
 from .simulator.planner.domain import precisions
 from .simulator.planner.fit import Candidate, Verdict, Wishes
 from .simulator.report.contract import envelope
-from .simulator.schedule import price
 from .simulator.scenario import Engine, Numerics, Phase, Scenario, Sharding, Step
+from .simulator.schedule import price
 from .simulator.workload import zoo
 from .simulator.workload.model import Model
 
 DEFAULT_CONTEXT = 8192
 COUNTS = (1, 2, 4, 8)  # devices of one kind tried for the reverse question
 CALIBRATION_VARIABLE = "ROOFPLAN_CALIBRATION"
+
+
+class Load(NamedTuple):
+    """How much is asked of a model: users at once, their context and their prompt (None: the default)."""
+
+    batch: int = 1
+    context: int | None = None
+    prompt: int | None = None
 
 
 def load_model(name: str) -> Model:
@@ -125,7 +134,7 @@ def make_scenario(
     sharding: Sharding | None = None,
     engine: Engine | None = None,
 ) -> Scenario:
-    """A scenario with the defaults: one user, 8k of context (less where the model ends earlier), the whole of it prompt."""
+    """A scenario with the defaults: one user, 8k of context (less where the model ends earlier), all of it prompt."""
     context = context if context is not None else min(DEFAULT_CONTEXT, model.max_context)
     prompt = prompt if prompt is not None else context
     if prompt > context:
@@ -170,21 +179,25 @@ def ask_fit(scenario: Scenario, calibrations: Calibrations, wishes: Wishes | Non
 
 
 def ask_fit_models(
-    models: list[Model], fleet: Fleet, calibrations: Calibrations, wishes: Wishes | None = None, **load_: int | None
+    models: list[Model],
+    fleet: Fleet,
+    calibrations: Calibrations,
+    wishes: Wishes | None = None,
+    load_: Load | None = None,
 ) -> a.FitList:
     """Every model of a list on one fleet, in the order given."""
-    scenarios = (make_scenario(m, fleet, **_capped(m, load_)) for m in models)
+    scenarios = (_at_load(m, fleet, load_ or Load()) for m in models)
     return a.FitList(tuple(_fit_row(s, calibrations, wishes or Wishes()) for s in scenarios))
 
 
 def ask_fit_devices(
-    model: Model, wishes: Wishes | None = None, calibration: str | None = None, **load_: int | None
+    model: Model, wishes: Wishes | None = None, calibration: str | None = None, load_: Load | None = None
 ) -> a.FitList:
     """The reverse question: on which bundled device, and how many of it, does the model surely fit; smallest first."""
     rows = []
     for device in sorted((load(Device, n) for n in names(Device)), key=lambda d: d.capacity_bytes.value):
         fleet = fleet_of(device)
-        scenario = make_scenario(model, fleet, **_capped(model, load_))
+        scenario = _at_load(model, fleet, load_ or Load())
         found = fit.fewest_devices(scenario, wishes or Wishes(), COUNTS)
         grown = fleet.sized(found[0] if found else COUNTS[-1])
         asked = Wishes(weights=found[1].weights, kv=found[1].kv) if found else wishes or Wishes()
@@ -199,10 +212,10 @@ def _swap(scenario: Scenario, calibrations: Calibrations) -> a.Quantity:
     return quantity(swap_out(scenario, calibrations))
 
 
-def _capped(model: Model, load_: dict[str, int | None]) -> dict[str, int]:
-    """Load options that were given, contexts cut to what the model was made for."""
-    given = {k: v for k, v in load_.items() if v is not None}
-    return {k: min(v, model.max_context) if k in ("context", "prompt") else v for k, v in given.items()}
+def _at_load(model: Model, fleet: Fleet, load_: Load) -> Scenario:
+    """The scenario of one model of a list: contexts are cut to what the model was made for."""
+    context, prompt = (None if n is None else min(n, model.max_context) for n in (load_.context, load_.prompt))
+    return make_scenario(model, fleet, batch=load_.batch, context=context, prompt=prompt)
 
 
 def _fit_row(scenario: Scenario, calibrations: Calibrations, wishes: Wishes) -> a.FitRow:
@@ -272,7 +285,9 @@ def ask_ledger(scenario: Scenario, wishes: Wishes | None = None, calibrations: C
         return float(np.broadcast_to(np.asarray(values, float), (decided.sharding.pp,))[stage])
 
     rows = tuple(
-        a.MemoryRow(e.tensor_class.value, e.tier.value, known(at(e.bytes), at(e.low_bytes), at(e.high_bytes), "B"), e.basis)
+        a.MemoryRow(
+            e.tensor_class.value, e.tier.value, known(at(e.bytes), at(e.low_bytes), at(e.high_bytes), "B"), e.basis
+        )
         for e in memory.entries
     )
     is_last = stage == decided.sharding.pp - 1
@@ -295,7 +310,10 @@ def ask_ledger(scenario: Scenario, wishes: Wishes | None = None, calibrations: C
 
 
 def explain_step(
-    scenario: Scenario, phase: Phase = Phase.DECODE, wishes: Wishes | None = None, calibrations: Calibrations | None = None
+    scenario: Scenario,
+    phase: Phase = Phase.DECODE,
+    wishes: Wishes | None = None,
+    calibrations: Calibrations | None = None,
 ) -> a.Report:
     """One step operator by operator, at the precision and layout `fits` chooses unless pinned."""
     calibrations = calibrations or load_calibrations(scenario.fleet)
@@ -405,5 +423,7 @@ def _report(scenario: Scenario, wishes: Wishes, answer: a.Answer, evidence: a.Ev
         limit = f"{scenario.model.name} was made for contexts up to {scenario.model.max_context:,}"
         warnings.append(f"context {int(scenario.context):,} is longer: {limit}")
     if evidence is not None and evidence.extrapolated_share > 0.05:
-        warnings.append(f"{evidence.extrapolated_share:.0%} of the time lies outside the range its calibration was fitted on")
+        warnings.append(
+            f"{evidence.extrapolated_share:.0%} of the time lies outside the range its calibration was fitted on"
+        )
     return envelope(answer, question_of(scenario, wishes), evidence, tuple(warnings))

@@ -19,6 +19,7 @@ from .errors import ExitCode, InputError, RoofplanError, SurroundingsError
 from .units import parse_bytes, parse_count, parse_rate
 
 if TYPE_CHECKING:
+    from .api import Load
     from .calibrate.transfer import Calibrations
     from .hwspecs.device import Fleet
     from .simulator.answers import Answer, Report
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from .simulator.planner.fit import Wishes
     from .simulator.scenario import Scenario
 
-EXIT_CODES = "Exit codes: 0 yes; 1 an honest no; 2 bad input; 3 the environment lacks something; 70 internal; 130 interrupt."
+EXIT_CODES = (
+    "Exit codes: 0 yes; 1 an honest no; 2 bad input; 3 the environment lacks something; 70 internal; 130 interrupt."
+)
 
 
 def _examples(*lines: str) -> str:
@@ -71,7 +74,9 @@ def _option(help_: str, metavar: str | None = None, **rest: Any) -> Any:
     return typer.Option(help=help_, metavar=metavar, show_default=rest.pop("show_default", True), **rest)
 
 
-Model = Annotated[str, typer.Argument(help="Bundled name, config.json or its folder, or .gguf.", autocompletion=_model_names)]
+Model = Annotated[
+    str, typer.Argument(help="Bundled name, config.json or its folder, or .gguf.", autocompletion=_model_names)
+]
 Plot = Annotated[Path | None, _option("Also draw a picture: .png, .svg or .pdf.", "FILE")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object (its schema: `roofplan schema`).")]
 
@@ -82,10 +87,14 @@ class Asked:
 
     gpu: Annotated[
         str | None,
-        _option("h200, 2xh100-sxm, 8xh200 or your own .toml; default: this machine.", "NAME", autocompletion=_gpu_names),
+        _option(
+            "h200, 2xh100-sxm, 8xh200 or your own .toml; default: this machine.", "NAME", autocompletion=_gpu_names
+        ),
     ] = None
     batch: Annotated[str, _option("Users served at once.", "N")] = "1"
-    context: Annotated[str | None, _option("Tokens of each user in the KV cache (32k = 32768); default 8k.", "N")] = None
+    context: Annotated[str | None, _option("Tokens of each user in the KV cache (32k = 32768); default 8k.", "N")] = (
+        None
+    )
     prompt: Annotated[str | None, _option("Tokens of the prompt; default: the whole context.", "N")] = None
     weights: Annotated[str | None, _option("Pin the weight format: bf16, fp16, fp8, int8, int4.", "FORMAT")] = None
     kv: Annotated[str | None, _option("Pin the KV cache format: bf16, fp16, fp8, int8.", "FORMAT")] = None
@@ -98,12 +107,17 @@ class Asked:
     memory_utilization: Annotated[float, _option("Share of a device an engine may claim.", "SHARE")] = 0.9
     max_batched_tokens: Annotated[str, _option("Most tokens an engine puts into one step.", "N")] = "8192"
     graphs: Annotated[bool, _option("Whether the engine captures CUDA graphs.")] = True
-    calibration: Annotated[str | None, _option("Calibration file or folder; else $ROOFPLAN_CALIBRATION.", "PATH")] = None
+    calibration: Annotated[str | None, _option("Calibration file or folder; else $ROOFPLAN_CALIBRATION.", "PATH")] = (
+        None
+    )
 
-    def load(self) -> dict[str, int | None]:
+    def load(self) -> Load:
         """Batch, context and prompt as numbers."""
-        given = {"batch": self.batch, "context": self.context, "prompt": self.prompt}
-        return {k: None if v is None else parse_count(v, f"--{k}") for k, v in given.items()}
+        from .api import Load
+
+        context = None if self.context is None else parse_count(self.context, "--context")
+        prompt = None if self.prompt is None else parse_count(self.prompt, "--prompt")
+        return Load(parse_count(self.batch, "--batch"), context, prompt)
 
     def fleet(self) -> tuple[Fleet, tuple[str, ...]]:
         """The hardware asked about."""
@@ -132,14 +146,14 @@ class Asked:
 
         tokens = parse_count(self.max_batched_tokens, "--max-batched-tokens")
         engine = Engine(self.memory_utilization, tokens, graphs=self.graphs)
-        wishes, load = self.wishes(), {k: v for k, v in self.load().items() if v is not None}
+        wishes, load = self.wishes(), self.load()
         loaded = api.load_model(model)
         if wishes.weights is not None and (loaded.stored or loaded.native.bits_per_weight < 16):
             remedy = "drop --weights: a quantised file is what it is"
             raise InputError(f"{loaded.name} is stored in {loaded.native.name}", key="--weights", remedy=remedy)
         fleet, notes = self.fleet()
         calibrations = api.load_calibrations(fleet, self.calibration)
-        return api.make_scenario(loaded, fleet, engine=engine, **load), wishes, calibrations, notes
+        return api.make_scenario(loaded, fleet, engine=engine, **load._asdict()), wishes, calibrations, notes
 
 
 def asking(command: Callable[..., None]) -> Callable[..., None]:
@@ -174,7 +188,9 @@ class Step(StrEnum):
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Version and the date of the data.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Version and the date of the data.")] = False,
+) -> None:
     if version:
         typer.echo(f"roofplan {__version__}, data of {DATA_DATE}")
         raise typer.Exit
@@ -211,11 +227,11 @@ def fits(
         fleet, notes = asked.fleet()
         calibrations = api.load_calibrations(fleet, asked.calibration)
         zoo = [api.load_model(name) for name in _model_names()]
-        _plain(api.ask_fit_models(zoo, fleet, calibrations, asked.wishes(), **asked.load()), json, notes)
+        _plain(api.ask_fit_models(zoo, fleet, calibrations, asked.wishes(), asked.load()), json, notes)
         return
     if unnamed and asked.fleet()[0].device.vendor == "cpu":
         note = "no GPU in this machine: for each listed device the smallest count that fits; --gpu asks about one"
-        listed = api.ask_fit_devices(api.load_model(model), asked.wishes(), asked.calibration, **asked.load())
+        listed = api.ask_fit_devices(api.load_model(model), asked.wishes(), asked.calibration, asked.load())
         _plain(listed, json, (note,))
         return
     scenario, wishes, calibrations, notes = asked.scenario(model)
@@ -353,14 +369,17 @@ class CalibrationSource(StrEnum):
 def calibrate(
     out: Annotated[Path, _option("Folder the calibration files are written to.", "DIR")],
     source: Annotated[
-        CalibrationSource, typer.Option("--from", help="Where measurements come from: public kernel tables (extra `silicon`).")
+        CalibrationSource,
+        typer.Option("--from", help="Where measurements come from: public kernel tables (extra `silicon`)."),
     ] = CalibrationSource.silicon,
 ) -> None:
     """Fit the constants of the cost models to measurements and write calibration files."""
     from .calibrate import bundle
 
     interactive = sys.stderr.isatty()
-    written = bundle.build(out, lambda line: typer.echo(f"\r\033[K{line}" if interactive else line, err=True, nl=not interactive))
+    written = bundle.build(
+        out, lambda line: typer.echo(f"\r\033[K{line}" if interactive else line, err=True, nl=not interactive)
+    )
     for path in written:
         typer.echo(str(path))
 
@@ -407,6 +426,8 @@ def run(arguments: list[str]) -> int:
     try:
         result = app(args=arguments, prog_name="roofplan", standalone_mode=False)
         sys.stdout.flush()
+        if result == ExitCode.INTERRUPTED:  # typer turns an interrupt inside a command into this code
+            raise KeyboardInterrupt
         return int(result or 0)
     except RoofplanError as error:
         return _complain(error, arguments)

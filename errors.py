@@ -50,11 +50,11 @@ class RoofplanError(Exception):
 
     def line(self) -> str:
         """The whole error on one line, control characters escaped and long values cut."""
-        where = ": ".join(part for part in (self.file, self.key) if part)
+        where = ": ".join(_cut(part, 500) for part in (self.file, self.key) if part)
         shown = "" if self.value is None else f" (got {_short(self.value)})"
-        text = (f"{where}: " if where else "") + self.problem + shown
+        text = (f"{where}: " if where else "") + _cut(self.problem, 500) + shown
         if self.remedy:
-            text += f"; {self.remedy}"
+            text += f"; {_cut(self.remedy, 800)}"
         return "".join(ch if ch.isprintable() else ch.encode("unicode_escape").decode() for ch in text)
 
 
@@ -87,5 +87,11 @@ class SurroundingsError(RoofplanError):
 
 
 def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
+    try:
+        return _cut(repr(value), limit)
+    except (ValueError, RecursionError):  # an integer of more than 4300 digits, or nested too deeply
+        return f"a {type(value).__name__} too large to print"
+
+
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."

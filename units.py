@@ -13,18 +13,18 @@ from .errors import InputError
 
 _BYTES = {
     "b": 1.0,
-    **{f"{p}b": 10.0 ** (3 * i) for i, p in enumerate("kmgtp", start=1)},
-    **{f"{p}ib": 2.0 ** (10 * i) for i, p in enumerate("kmgtp", start=1)},
+    **{f"{p}b": 10.0 ** (3 * i) for i, p in enumerate("kmgtpe", start=1)},
+    **{f"{p}ib": 2.0 ** (10 * i) for i, p in enumerate("kmgtpe", start=1)},
 }
 _TOKENS = {"": 1, "k": 1024, "m": 1024**2}
-_NUMBER = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z/]*)\s*$", re.IGNORECASE)
+_NUMBER = re.compile(r"((?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*([a-z/]*)", re.IGNORECASE | re.ASCII)
 
 MAX_TOKENS = 2**40
 MAX_BYTES = 1e18
 
 
 def _split(text: str, key: str, example: str) -> tuple[float, str]:
-    match = _NUMBER.match(text)
+    match = _NUMBER.fullmatch(text.strip())
     if not match:
         raise InputError("not a quantity", key=key, value=text, remedy=f"write it like {example}")
     number = float(match.group(1))
@@ -81,6 +81,8 @@ def _scaled(value: float, step: float, suffixes: tuple[str, ...]) -> str:
 
 def format_gib(value: float) -> str:
     """Bytes as GiB (or MiB below 0.1 GiB), the unit of nvidia-smi and of every out-of-memory message."""
+    if not math.isfinite(value):
+        return "-"
     gib = value / 2**30
     return f"{gib:.1f} GiB" if abs(gib) >= 9.95 else f"{gib:.2f} GiB" if abs(gib) >= 0.1 else f"{value / 2**20:.1f} MiB"
 

@@ -22,8 +22,8 @@ from ..simulator.calibration import (
 from ..simulator.estimate import Z_80
 from ..simulator.operators import Kernel, KernelName
 from . import store
-from .fit import DEVICES, KERNELS, Points, accuracy, calibrate, predict, pure_roofline
-from .silicon import load
+from .fit import KERNELS, Points, accuracy, calibrate, predict, pure_roofline
+from .silicon import DEVICES, load
 from .transfer import ANY_DEVICE
 
 Judged = dict[Kernel, list[tuple[Calibration, Points]]]
@@ -40,7 +40,9 @@ def build(out: Path, progress: Callable[[str], None]) -> list[Path]:
                 judged[kernel].append((calibration, Points.of(measured)))
     written = []
     for device in DEVICES:
-        own = [_with_transfer(c, judged[c.kernel]) for group in judged.values() for c, _ in group if c.device == device.key]
+        own = [
+            _with_transfer(c, judged[c.kernel]) for group in judged.values() for c, _ in group if c.device == device.key
+        ]
         path = out / f"{device.key}.json"
         store.write(path, device.key, own)
         written.append(path)
@@ -82,8 +84,15 @@ def _pool(kernel: Kernel, group: list[tuple[Calibration, Points]]) -> Calibratio
         architecture_class=ANY_DEVICE,
         basis=Basis.POOLED,
         parameters=parameters,
-        covariance=tuple(tuple(float(v) for v in row) for row in np.atleast_2d(np.cov(logs.T))) if len(group) > 1 else (),
-        hull=Hull(*((min(h[0] for h in s), max(h[1] for h in s)) for s in ([x.flops for x in hulls], [x.bytes for x in hulls]))),
+        covariance=tuple(tuple(float(v) for v in row) for row in np.atleast_2d(np.cov(logs.T)))
+        if len(group) > 1
+        else (),
+        hull=Hull(
+            *(
+                (min(h[0] for h in s), max(h[1] for h in s))
+                for s in ([x.flops for x in hulls], [x.bytes for x in hulls])
+            )
+        ),
         residual_quantiles=(float(low), float(middle), float(high)),
         own_log_sd=float(high - low) / (2 * Z_80),
         shared_log_sd=_displacement(parameters, group),
@@ -98,11 +107,11 @@ def _pool(kernel: Kernel, group: list[tuple[Calibration, Points]]) -> Calibratio
 def assumed() -> list[Calibration]:
     """Kernels without public measurements: constants somebody used in a composition that was checked, wide errors."""
     today = datetime.date.today().isoformat()
-    rows = {
+    rows: dict[KernelName, tuple[Parameters, str]] = {
         KernelName.ELEMENTWISE: (
             ThreeConstants(1.5e-6, 1.0, 0.75),
-            "1.5 us a kernel and 75 % of the bandwidth: constants of a serving-step composition that met 1,296 measured "
-            "steps within 12 %",
+            "1.5 us a kernel and 75 % of the bandwidth: constants of a serving-step composition whose 1,296 steps "
+            "were met within 12 %",
         ),
         KernelName.HOST_COPY: (
             LatencyBandwidth(1e-5, 1e-8, 0.8),

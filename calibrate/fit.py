@@ -11,6 +11,7 @@ import datetime
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..dtypes import DType
 from ..simulator.calibration import (
@@ -27,7 +28,7 @@ from ..simulator.calibration import (
 from ..simulator.costs import work
 from ..simulator.estimate import Z_80, Array
 from ..simulator.operators import Collective, Kernel, KernelName
-from .silicon import DEVICES, SOURCE, Measured, SiliconDevice, load
+from .silicon import SOURCE, Measured, SiliconDevice, load
 
 KERNELS = tuple(
     Kernel(name, dtype)
@@ -43,6 +44,7 @@ KERNELS = tuple(
 )
 SAMPLE = {KernelName.ATTENTION_PREFILL: 80, KernelName.ATTENTION_DECODE: 80, KernelName.ALL_REDUCE: 60}
 DEFAULT_SAMPLE = 300
+Rows = npt.NDArray[np.int64]
 SHARED_FLOOR = 0.03  # two collections of the same kernel differ by 2 to 4 %: no calibration is better founded
 
 
@@ -63,7 +65,7 @@ class Points:
         ranks = measured.table.ranks if isinstance(measured.table, Collective) else np.ones_like(measured.seconds)
         return Points(amount.flops, amount.traffic_bytes, ranks, measured.seconds, measured.site)
 
-    def __getitem__(self, index: Array) -> Points:
+    def __getitem__(self, index: Rows) -> Points:
         return Points(*(a[index] for a in (self.flops, self.traffic_bytes, self.ranks, self.seconds, self.site)))
 
 
@@ -84,7 +86,7 @@ def pure_roofline(points: Points, d: Denominators, link: bool) -> Array:
     return np.asarray(np.maximum(points.flops / d.peak_flops_per_s, points.traffic_bytes / d.bandwidth_bytes_per_s))
 
 
-def sample_rows(points: Points, size: int, seed: int) -> Array:
+def sample_rows(points: Points, size: int, seed: int) -> Rows:
     """Indices of a random sample: half from all rows alike, half spread evenly over log time (20 bins).
 
     The first half keeps the constants true to the bulk of the rows, the second sees the rare long ones.
@@ -101,7 +103,7 @@ def sample_rows(points: Points, size: int, seed: int) -> Array:
     return np.concatenate([alike, rest[np.argsort(rank, kind="stable")][: size - len(alike)]])
 
 
-def split_sites(points: Points, seed: int) -> tuple[Array, Array]:
+def split_sites(points: Points, seed: int) -> tuple[Rows, Rows]:
     """Row indices of the sites to fit on and of those to judge by; no site is in both."""
     sites = np.unique(points.site)
     chosen = np.random.default_rng(seed).permutation(sites)[: max(1, len(sites) // 2)]

@@ -43,12 +43,16 @@ class SiliconDevice:
 
 
 DEVICES = (
-    SiliconDevice("h200", "h200_sxm", "hopper", "wgmma", "vllm", {DType.BF16: 989.4e12, DType.FP8: 1978.9e12}, 4.8e12, 450e9),
+    SiliconDevice(
+        "h200", "h200_sxm", "hopper", "wgmma", "vllm", {DType.BF16: 989.4e12, DType.FP8: 1978.9e12}, 4.8e12, 450e9
+    ),
     SiliconDevice(
         "h100-sxm", "h100_sxm", "hopper", "wgmma", "vllm", {DType.BF16: 989.4e12, DType.FP8: 1978.9e12}, 3.35e12, 450e9
     ),
     SiliconDevice("a100-80gb", "a100_sxm", "ampere", "mma.sync", "sglang", {DType.BF16: 312e12}, 2.039e12, 300e9),
-    SiliconDevice("l40s", "l40s", "ada", "mma.sync", "vllm", {DType.BF16: 362.05e12, DType.FP8: 733e12}, 864e9, 31.508e9),
+    SiliconDevice(
+        "l40s", "l40s", "ada", "mma.sync", "vllm", {DType.BF16: 362.05e12, DType.FP8: 733e12}, 864e9, 31.508e9
+    ),
 )
 
 
@@ -144,7 +148,9 @@ def load_attention(device: SiliconDevice, engine: str, dtype: DType, phase: Kern
     frame, path = found
     if "window_size" not in frame:
         frame = frame.assign(window_size=0)
-    wanted = (frame["window_size"] == 0) & (frame["kv_cache_dtype"] == {DType.BF16: "bfloat16", DType.FP8: "fp8"}[dtype])
+    wanted = (frame["window_size"] == 0) & (
+        frame["kv_cache_dtype"] == {DType.BF16: "bfloat16", DType.FP8: "fp8"}[dtype]
+    )
     frame = _limited(frame[wanted & (frame["attn_dtype"] == "bfloat16")])
     if frame.empty:
         return None

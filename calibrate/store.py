@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -51,7 +52,7 @@ def read(path: Path) -> tuple[Calibration, ...]:
         return tuple(_from_json(content, entry, file) for entry in content["calibrations"])
     except InputError as error:
         raise InputError(error.problem, file=file, key=error.key, value=error.value) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ArithmeticError, ValueError) as error:
         raise InputError(f"damaged entry: {error}", file=file, remedy="write it with `roofplan calibrate`") from None
 
 
@@ -84,7 +85,8 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise SurroundingsError(f"cannot be written: {error.strerror}", file=str(path)) from None
 
 
@@ -111,15 +113,15 @@ def _to_json(c: Calibration) -> dict[str, Any]:
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        k: [float(f"{x:.4g}") for x in v] if isinstance(v, tuple) else float(f"{v:.5g}") for k, v in values.items()
-    }
+    return {k: [float(f"{x:.4g}") for x in v] if isinstance(v, tuple) else float(f"{v:.5g}") for k, v in values.items()}
 
 
 def _from_json(content: dict[str, Any], entry: dict[str, Any], file: str) -> Calibration:
     parameters = FORMS[entry["form"]](**{k: _positive(v, k) for k, v in entry["parameters"].items()})
-    hull = Hull(*(tuple(float(x) for x in entry["hull"][side]) for side in ("flops", "bytes")))  # type: ignore[arg-type]
-    low, middle, high = (float(q) for q in entry["residual_quantiles"])
+    for key, value in parameters._asdict().items():
+        if key.endswith("_fraction") and value == 0:
+            raise InputError("must be positive", key=key, value=value)
+    low, middle, high = (_number(q, "residual_quantiles") for q in entry["residual_quantiles"])
     return Calibration(
         device=str(content["device"]),
         architecture=str(content["architecture"]),
@@ -129,20 +131,37 @@ def _from_json(content: dict[str, Any], entry: dict[str, Any], file: str) -> Cal
         version=str(entry["version"]),
         basis=Basis(entry["basis"]),
         parameters=parameters,
-        covariance=tuple(tuple(float(v) for v in row) for row in entry["covariance"]),
+        covariance=tuple(tuple(_number(v, "covariance") for v in row) for row in entry["covariance"]),
         denominators=Denominators(**{k: _positive(v, k) for k, v in entry["denominators"].items()}),
-        hull=hull,
+        hull=Hull(_range(entry["hull"]["flops"]), _range(entry["hull"]["bytes"])),
         residual_quantiles=(low, middle, high),
         own_log_sd=_positive(entry["own_log_sd"], "own_log_sd"),
         shared_log_sd=_positive(entry["shared_log_sd"], "shared_log_sd"),
         transfer_log_sd=_positive(entry["transfer_log_sd"], "transfer_log_sd"),
-        accuracy=None if entry["accuracy"] is None else Accuracy(**entry["accuracy"]),
+        accuracy=None if entry["accuracy"] is None else _accuracy(entry["accuracy"]),
         provenance=Provenance(**entry["provenance"]),
         file=file,
     )
 
 
-def _positive(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise InputError("must be a finite number, zero or more", key=key, value=value)
+def _accuracy(raw: dict[str, Any]) -> Accuracy:
+    return Accuracy(**{key: _number(value, key) for key, value in raw.items()})
+
+
+def _number(value: object, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError("must be a finite number", key=key, value=value)
     return float(value)
+
+
+def _positive(value: object, key: str) -> float:
+    if (number := _number(value, key)) < 0:
+        raise InputError("must be zero or more", key=key, value=value)
+    return number
+
+
+def _range(raw: Any) -> tuple[float, float]:
+    low, high = (_number(x, "hull") for x in raw)
+    if low > high:
+        raise InputError("must be [low, high]", key="hull", value=raw)
+    return low, high

@@ -1,8 +1,8 @@
 """Which calibration answers for a kernel on a device, and what that answer is worth.
 
 In order: the device's own (calibrated); the nearest relative's within its architecture class, the same architecture
-first, then the closest ratio of bytes to FLOPs (transferred); the pooled parameters of all devices (datasheet). A kernel nobody has measured borrows
-the parameters of its nearest kin, by the table below, and is then only assumed.
+first, then the closest ratio of bytes to FLOPs (transferred); the pooled parameters of all devices (datasheet). A
+kernel nobody has measured borrows the parameters of its nearest kin, by the table below, and is then only assumed.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ class Calibrations:
         if own:
             best = own[0]
             tier = Tier.ASSUMED if best.basis is Basis.ASSUMED else Tier.CALIBRATED
-            return Resolved(best, tier, best.shared_log_sd, best.own_log_sd, f"{kernel}: calibrated on {best.device} ({best.id})")
+            return Resolved(
+                best, tier, best.shared_log_sd, best.own_log_sd, f"{kernel}: calibrated on {best.device} ({best.id})"
+            )
         relatives = [c for c in candidates if c.device != ANY_DEVICE and _related(c, device, self.fleet)]
         if relatives:
             best = min(relatives, key=lambda c: self._distance(c, kernel))

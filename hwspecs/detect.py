@@ -10,7 +10,7 @@ import platform
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -78,7 +78,9 @@ def _nvidia(host_memory_bytes: float | None) -> Detected | None:
         # A process brings its own context, which free memory does not know about yet; the ledger counts it.
         return Detected(replace(fleet, free_bytes=min(free, device.capacity_bytes.value)), notes)
     except pynvml.NVMLError as error:
-        raise SurroundingsError(f"the NVIDIA driver did not answer: {error}", remedy="name a device with --gpu") from None
+        raise SurroundingsError(
+            f"the NVIDIA driver did not answer: {error}", remedy="name a device with --gpu"
+        ) from None
     finally:
         pynvml.nvmlShutdown()
 

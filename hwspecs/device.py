@@ -96,7 +96,9 @@ class Device(Part):
     interconnect: str = word("link file that joins devices of one node")
     host_link: str = word("link file that joins the device to its host")
     advertised_capacity_bytes: Fact | None = fact("B", "memory as the product name states it", False)
-    peak_sparse_flops_per_s: Rates = rates("FLOP/s", "rate with 2:4 structured sparsity, as printed; never used as dense")
+    peak_sparse_flops_per_s: Rates = rates(
+        "FLOP/s", "rate with 2:4 structured sparsity, as printed; never used as dense"
+    )
     flops_per_clock_per_sm: Rates = rates("FLOP/clk/SM", "dense operations per clock and multiprocessor")
     sm_count: Fact | None = fact("1", "multiprocessors (cores on a CPU)", False)
     clock_hz: Fact | None = fact("Hz", "clock the peak rates refer to", False)

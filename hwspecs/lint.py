@@ -6,9 +6,8 @@ peak = multiprocessors x clock x operations per clock; bandwidth = bus width x d
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from ..errors import RoofplanError
 from .device import Cluster, Device, Fact, Host, Kind, Link, Part

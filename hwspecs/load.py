@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os.path
 import re
 import tomllib
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ def path_of(part: type[Part], name: str) -> Path:
     """The file behind a bundled name or a path ending in .toml."""
     if name.endswith(".toml"):
         path = Path(name)
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on a name too long
             raise InputError("no such file", file=name, remedy="give the path of a TOML file or a bundled name")
         return path
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
@@ -47,11 +48,16 @@ def path_of(part: type[Part], name: str) -> Path:
 def load(part: type[PartT], name: str) -> PartT:
     """The part of that name (or at that path). Bundled files are parsed once per process."""
     path = path_of(part, name)
-    return _load_bundled(part, path) if path.is_relative_to(ROOT) else read(part, path)
+    if not path.is_relative_to(ROOT):
+        return read(part, path)
+    bundled = _load_bundled(path)
+    assert isinstance(bundled, part)
+    return bundled
 
 
 @lru_cache(maxsize=256)
-def _load_bundled(part: type[PartT], path: Path) -> PartT:
+def _load_bundled(path: Path) -> Part:
+    part = next(part for part, folder in FOLDERS.items() if folder == path.parent.name)
     return read(part, path)
 
 
@@ -99,7 +105,10 @@ def _sources(raw: object, file: str) -> dict[str, Source]:
     for key, entry in raw.items():
         if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("title", "publisher")):
             raise InputError("a source is { title, publisher, where }", file=file, key=f"sources.{key}", value=entry)
-        sources[key] = Source(entry["title"], entry["publisher"], str(entry.get("where", "")))
+        where = entry.get("where", "")
+        if not isinstance(where, str):
+            raise InputError("must be a text", file=file, key=f"sources.{key}.where", value=where)
+        sources[key] = Source(entry["title"], entry["publisher"], where)
     return sources
 
 
@@ -156,7 +165,7 @@ def load_fleet(name: str, host: str | None = None, host_memory_bytes: float | No
         host = host or cluster.host
     else:
         match = re.fullmatch(r"(\d{1,9})x(.+)", name, re.IGNORECASE)
-        if match and not Path(name).is_file():
+        if match and not os.path.isfile(name):  # noqa: PTH113 - Path.is_file raises on a name too long
             count, name = int(match.group(1)), match.group(2)
     if not 1 <= count <= MAX_DEVICES:
         raise InputError(f"number of devices must lie between 1 and {MAX_DEVICES}", key="--gpu", value=count)
@@ -164,9 +173,7 @@ def load_fleet(name: str, host: str | None = None, host_memory_bytes: float | No
     return fleet_of(device, count, load(Host, host) if host else None, host_memory_bytes)
 
 
-def fleet_of(
-    device: Device, count: int = 1, host: Host | None = None, host_memory_bytes: float | None = None
-) -> Fleet:
+def fleet_of(device: Device, count: int = 1, host: Host | None = None, host_memory_bytes: float | None = None) -> Fleet:
     """A fleet of `count` such devices with the links its file names."""
     try:
         interconnect, host_link = load(Link, device.interconnect), load(Link, device.host_link)

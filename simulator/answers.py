@@ -4,7 +4,7 @@ from these types; renaming a field here is a new schema version.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from .catalogue import CatalogueAnswer

@@ -1,9 +1,8 @@
-"""Answers about what is listed: hardware files and models. Apart from `answers` so that a question loads only its own."""
+"""Answers about what is listed: hardware files and models. Apart from `answers`: a question loads only its own."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
-
 
 
 class HardwareRow(NamedTuple):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 

@@ -6,11 +6,10 @@ communicators, allocator) are ranges read in public logs, with the source in eac
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -112,7 +111,9 @@ CONTEXT = {
 }
 CONTEXT_ELSEWHERE = Range(0.23 * GIB, 0.45 * GIB, 0.70 * GIB, "vLLM logs: 0.23 (L4) to 0.70 (B200) GiB")
 FIRST_USE = Range(0.02 * GIB, 0.25 * GIB, 0.46 * GIB, "non-torch increase of one device, vLLM 0.10 to 0.19 logs")
-NVLINK_GROUP = Range(0.15 * GIB, 2.85 * GIB, 3.4 * GIB, "tensor-parallel H100, vLLM 0.19: 1.0 at start + 1.8 at first use")
+NVLINK_GROUP = Range(
+    0.15 * GIB, 2.85 * GIB, 3.4 * GIB, "tensor-parallel H100, vLLM 0.19: 1.0 at start + 1.8 at first use"
+)
 PCIE_GROUP = Range(0.13 * GIB, 0.30 * GIB, 1.4 * GIB, "tensor-parallel over PCIe: 0.13 to 0.39 GiB, 1.4 once")
 PIPELINE_GROUP = Range(0.15 * GIB, 0.95 * GIB, 1.5 * GIB, "pipeline-parallel H100, vLLM 0.19: 0.92 to 0.97 GiB")
 GRAPHS_DENSE = Range(0.23 * GIB, 0.90 * GIB, 1.9 * GIB, "44 runs on H100, vLLM 0.19: 0.51 to 1.85, median 0.94 GiB")
@@ -199,7 +200,9 @@ def activation_peaks(scenario: Scenario) -> tuple[Array, Array]:
     """
     fullest, decode = peak_steps(scenario)
     sequences, new_tokens = _stacked((fullest.sequences, decode.sequences), (fullest.new_tokens, decode.new_tokens))
-    both = Step(Phase.PREFILL, sequences, new_tokens, np.zeros(()))  # one walk sees both steps; the past is no activation
+    both = Step(
+        Phase.PREFILL, sequences, new_tokens, np.zeros(())
+    )  # one walk sees both steps; the past is no activation
     inner, last = (np.asarray(p.bytes.max(axis=0)) for p in peaks(lower(scenario, both)))
     return inner, last
 
@@ -217,35 +220,37 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
     `activation` may hand in what `activation_peaks` gave for the same load and tensor-parallel degree.
     """
     device = scenario.fleet.device
-    weights, kv = stage_weight_bytes(scenario), kv_cache_bytes(scenario)
     inner, last = activation_peaks(scenario) if activation is None else activation
     activations = np.stack(np.broadcast_arrays(*[inner] * (scenario.sharding.pp - 1), last))
-    column = weights.reshape(-1, *([1] * (kv.ndim - 1)))
+    figures = stage_weight_bytes(scenario), kv_cache_bytes(scenario), activations
+    axes = max(figure.ndim for figure in figures)  # behind the stages a figure lacks the grid axes it does not vary in
+    column, kv, activations = (f.reshape(len(f), *([1] * (axes - f.ndim)), *f.shape[1:]) for f in figures)
 
-    def row(name: TensorClass, low: Array, usual: Array, high: Array, basis: str, tier: Tier = Tier.HBM) -> Entry:
-        return Entry(name, tier, np.asarray(low), np.asarray(usual), np.asarray(high), basis)
+    def row(name: TensorClass, basis: str, *figures: Array, tier: Tier = Tier.HBM) -> Entry:
+        low, usual, high = figures if len(figures) == 3 else figures * 3
+        return Entry(name, tier, low, usual, high, basis)
 
     def ranged(name: TensorClass, figure: Range) -> Entry:
         ones = np.ones_like(column)
-        return row(name, ones * figure.low, ones * figure.usual, ones * figure.high, figure.basis)
+        return row(name, figure.basis, ones * figure.low, ones * figure.usual, ones * figure.high)
 
     entries = [
-        row(TensorClass.WEIGHTS, column, column, column, "computed from the tensor list", scenario.placement.weights),
-        row(TensorClass.KV_CACHE, kv, kv, kv, "computed, whole pages", scenario.placement.kv),
+        row(TensorClass.WEIGHTS, "computed from the tensor list", column, tier=scenario.placement.weights),
+        row(TensorClass.KV_CACHE, "computed, whole pages", kv, tier=scenario.placement.kv),
         row(
             TensorClass.ACTIVATIONS,
-            *(activations * f for f in ACTIVATION_SPREAD),
             "computed from the liveness of the lowered operators",
+            *(activations * factor for factor in ACTIVATION_SPREAD),
         ),
     ]
     if device.vendor != "nvidia":
         return Ledger(tuple(entries))
     workspace = WORKSPACE.get(device.architecture, WORKSPACE_ELSEWHERE)
     space = (np.ones_like(column) * workspace * n for n in WORKSPACE_STREAMS)
-    entries.append(row(TensorClass.WORKSPACE, *space, "cuBLAS workspace of one to four streams (PyTorch)"))
+    entries.append(row(TensorClass.WORKSPACE, "cuBLAS workspace of one to four streams (PyTorch)", *space))
     held = column + kv + activations
     slack = (held * share for share in ALLOCATOR_SHARE)
-    entries.append(row(TensorClass.ALLOCATOR, *slack, "reserved over allocated in public logs: 1.002 to 1.024"))
+    entries.append(row(TensorClass.ALLOCATOR, "reserved over allocated in public logs: 1.002 to 1.024", *slack))
     if scenario.engine.graphs:
         sparse = any(isinstance(b.ffn, Experts) for b in scenario.model.blocks)
         entries.append(ranged(TensorClass.GRAPHS, GRAPHS_EXPERTS if sparse else GRAPHS_DENSE))

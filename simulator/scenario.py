@@ -6,12 +6,11 @@ everything structural (model, sharding, formats) is one value.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt

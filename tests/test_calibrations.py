@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from roofplan.calibrate import store
 from roofplan.calibrate.transfer import ASSUMED_LOG_SD, KIN, Calibrations
 from roofplan.dtypes import DType
@@ -81,7 +82,7 @@ def test_denominators_are_those_of_the_hardware_file(path: Path) -> None:
 
 def unnamed(entries: tuple[Calibration, ...]) -> list[Calibration]:
     """The calibrations without the name of the file they were read from."""
-    return [dataclasses.replace(entry, file="") for entry in entries]
+    return [entry._replace(file="") for entry in entries]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -98,7 +99,7 @@ def test_other_content_has_another_digest(tmp_path: Path) -> None:
     one, two = tmp_path / "1.json", tmp_path / "2.json"
     entries = store.read(FILES[0])
     store.write(one, "x", entries)
-    store.write(two, "x", [dataclasses.replace(entries[0], own_log_sd=0.1234), *entries[1:]])
+    store.write(two, "x", [entries[0]._replace(own_log_sd=0.1234), *entries[1:]])
     other = store.read(one)
     assert store.digest(one) != store.digest(two) and len(store.digest(one)) == 12
     assert store.read(two)[0].own_log_sd == 0.1234 and unnamed(store.read(two))[1:] == unnamed(other)[1:]

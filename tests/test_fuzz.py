@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from roofplan.calibrate import store
 from roofplan.errors import RoofplanError
 from roofplan.hwspecs import load

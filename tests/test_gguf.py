@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as T
+
 from roofplan.errors import InputError, UnknownNameError
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import FORMATS, GGML_TYPES

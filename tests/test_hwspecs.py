@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
 from roofplan.dtypes import DType
 from roofplan.errors import InputError, RoofplanError, UnknownNameError
 from roofplan.hwspecs import lint as checks

@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.masking_utils import sliding_window_causal_mask_function
+
 from roofplan.dtypes import DType
 from roofplan.hwspecs.load import load_fleet
 from roofplan.simulator.costs import attention, convolution, experts, gemm
@@ -30,9 +34,6 @@ from roofplan.simulator.scenario import Engine, Numerics, Phase, Routing, Scenar
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import FORMATS
 from roofplan.simulator.workload.hf import parse_config
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-from transformers.masking_utils import sliding_window_causal_mask_function
 
 Config = dict[str, Any]
 

@@ -19,6 +19,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import CONFIG_MAPPING, AttentionInterface, AutoModelForCausalLM
+from transformers.integrations.moe import ExpertsInterface
+
 from roofplan.dtypes import DType
 from roofplan.hwspecs.load import load_fleet
 from roofplan.simulator.liveness import peak
@@ -27,10 +32,6 @@ from roofplan.simulator.scenario import Numerics, Phase, Scenario, Step
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import FORMATS
 from roofplan.simulator.workload.hf import parse_config
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import CONFIG_MAPPING, AttentionInterface, AutoModelForCausalLM
-from transformers.integrations.moe import ExpertsInterface
 
 TOLERANCE = 0.05
 FUSED = "one_kernel_on_meta"  # no "flash" in it: transformers would look for the flash-attn package

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.hf import FAMILIES, parse_config
 from roofplan.simulator.workload.model import Model
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 Config = dict[str, Any]
 
@@ -162,7 +163,6 @@ def test_small_parameters_and_windows(config: Config) -> None:
     assert our_windows(model) == windows(class_config(config))
 
 
-@pytest.mark.xfail(strict=True, reason="hf._windows ignores layer_types, which transformers writes and honours")
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_stated_layer_types_decide_the_windows(family: str) -> None:
     types = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]

@@ -6,6 +6,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from roofplan import units
 from roofplan.errors import ExitCode, InputError
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-
 import numpy as np
 
 from ...hwspecs.device import Fleet
@@ -61,7 +60,9 @@ def estimate(table: Table, fleet: Fleet, calibrations: CalibrationSet) -> Estima
         case LatencyBandwidth():
             link = fleet.host_link if isinstance(table, Copy) else fleet.interconnect
             ranks = table.ranks if isinstance(table, Collective) else np.ones_like(amount.traffic_bytes)
-            return latency_bandwidth(amount.traffic_bytes, ranks, link.bandwidth_bytes_per_s.value, resolved, parameters)
+            return latency_bandwidth(
+                amount.traffic_bytes, ranks, link.bandwidth_bytes_per_s.value, resolved, parameters
+            )
         case ThreeConstants():
             peak = fleet.device.peak_flops_per_s(table.kernel.arithmetic).value
             bandwidth = fleet.device.bandwidth_bytes_per_s.value

@@ -32,9 +32,9 @@ def touched_experts(tokens: Array, experts: int, top_k: int, routing: Routing, a
     """Expected number of distinct experts a step reads; between top_k and min(experts, tokens * top_k).
 
     uniform:   E (1 - (1 - k/E)^N).
-    power law: expert i takes a share of the N k assignments proportional to the inverse CDF, at (i - 1/2) / E, of
-               p(x) ~ x^-alpha on [1, 0.8 N]; an expert with an expected load of one or more is touched, a smaller
-               load touches it that often. Real decode traffic is skewed: uniform routing over-counts its weights.
+    power law: a token picks expert i with probability p_i = min(1, k s_i), where the share s_i is proportional to the
+               inverse CDF, at (i - 1/2) / E, of p(x) ~ x^-alpha on [1, 0.8 N]; the sum of 1 - (1 - p_i)^N is touched.
+               Real decode traffic is skewed: uniform routing over-counts its weights.
     """
     n = np.asarray(tokens, dtype=float)
     if routing is Routing.UNIFORM:
@@ -53,5 +53,5 @@ def _power_law(tokens: Array, experts: int, top_k: int, alpha: float) -> Array:
         load = top**quantile
     else:
         load = (1 + quantile * (top ** (1 - alpha) - 1)) ** (1 / (1 - alpha))
-    load = load / load.sum(axis=1, keepdims=True) * (tokens * top_k)[:, None]
-    return np.asarray(np.minimum(load, 1.0).sum(axis=1))
+    chosen = np.minimum(top_k * load / load.sum(axis=1, keepdims=True), 1.0 - 1e-12)
+    return np.asarray(-np.expm1(tokens[:, None] * np.log1p(-chosen)).sum(axis=1))

@@ -21,7 +21,9 @@ def feedforward_operators(shard: Shard, index: int) -> list[Table]:
     block, count = model.blocks[index], shard.layer_count(index)
     hidden_bytes = shard.tokens * model.hidden * shard.activation.bytes
     norm = elementwise_row(shard, "ffn norm", block.name, count, 2 * hidden_bytes, 2 * hidden_bytes)
-    inner = _experts(shard, index, block.ffn) if isinstance(block.ffn, workload.Experts) else _mlp(shard, index, block.ffn)
+    inner = (
+        _experts(shard, index, block.ffn) if isinstance(block.ffn, workload.Experts) else _mlp(shard, index, block.ffn)
+    )
     return [norm, *inner, *all_reduce(shard, "ffn all-reduce", block.name, count)]
 
 
@@ -41,7 +43,7 @@ def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
     stored, engine, tokens = scenario.numerics.weights, scenario.engine, shard.tokens
     count, layer = shard.layer_count(index), model.blocks[index].name
     matrices = find(model, index, Role.GATE, Role.UP, Role.DOWN)
-    per_expert = sum(model.layer_bytes(t, stored) * share_per_rank(t, model, shard.tp) for t in matrices) / ffn.count
+    per_expert = sum(model.layer_bytes(t, stored) * share_per_rank(t, model, shard.tp) for t in matrices) / ffn.experts
     linear = linear_kernel(stored, scenario.fleet.device, shard.activation)
     return [
         gemm_row(shard, "router", layer, count, find(model, index, Role.ROUTER), tokens, model.unquantised),
@@ -55,7 +57,7 @@ def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
             hidden=model.hidden,
             intermediate=width_per_rank(ffn, shard.tp),
             top_k=ffn.top_k,
-            touched=touched_experts(tokens, ffn.count, ffn.top_k, engine.routing, engine.routing_alpha),
+            touched=touched_experts(tokens, ffn.experts, ffn.top_k, engine.routing, engine.routing_alpha),
             expert_bytes=per_expert,
             activation_bytes=shard.activation.bytes,
         ),
@@ -96,7 +98,7 @@ def _mlp_nodes(shard: Shard, width: int) -> list[Node]:
 def _expert_nodes(shard: Shard, ffn: workload.Experts, width: int) -> list[Node]:
     hidden, assigned = shard.scenario.model.hidden, np.asarray(shard.tokens * ffn.top_k)
     return [
-        Node("router", ("ffn input",), (shard.activation_of("routing", ffn.count, size=4.0),)),
+        Node("router", ("ffn input",), (shard.activation_of("routing", ffn.experts, size=4.0),)),
         Node("gather", ("ffn input", "routing"), (shard.activation_of("gathered", hidden, assigned),)),
         Node("gate-up", ("gathered",), (shard.activation_of("gate and up", 2 * width, assigned),)),
         Node("swiglu", ("gate and up",), (shard.activation_of("gated", width, assigned),)),

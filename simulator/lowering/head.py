@@ -63,8 +63,8 @@ def head_operators(shard: Shard) -> list[Table]:
     if shard.tp > 1:
         gather = Kernel(KernelName.ALL_GATHER, shard.activation)
         message = n * math.ceil(model.vocab / shard.tp) * shard.tp * width
-        columns = {"message_bytes": message, "ranks": shard.tp}
-        rows.append(one_row(Collective, "logits all-gather", OUTER, last, gather, **columns))
+        name = "logits all-gather"
+        rows.append(one_row(Collective, name, OUTER, last, gather, message_bytes=message, ranks=shard.tp))
     return rows
 
 
@@ -76,5 +76,7 @@ def head_nodes(shard: Shard) -> list[Node]:
         Node("return", ("embedded", "hidden")),
         Node("lm head", ("final",), (shard.activation_of("logits", model.vocab, n),)),
         Node("fp32", ("logits", "final"), (shard.activation_of("logits fp32", model.vocab, n, size=4.0),)),
-        Node("sample", ("logits fp32",), (shard.activation_of("sorted logits and indices", model.vocab, n, size=12.0),)),
+        Node(
+            "sample", ("logits fp32",), (shard.activation_of("sorted logits and indices", model.vocab, n, size=12.0),)
+        ),
     ]

@@ -1,4 +1,4 @@
-"""The finite domain a question is answered over: every layout a model can be cut into, every precision worth offering."""
+"""The finite domain of a question: every layout a model can be cut into, every precision worth offering."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..workload.model import Experts, Model
 
 
 def splits(model: Model, tp: int) -> bool:
-    """Whether tensor parallelism of that degree cuts the model: attention heads and feed-forward width divide evenly."""
+    """Whether tensor parallelism of that degree cuts the model: heads and feed-forward width divide evenly."""
     return all(b.attention.heads % tp == 0 and b.ffn.intermediate % tp == 0 for b in model.blocks)
 
 
@@ -23,6 +23,8 @@ def layouts(model: Model, devices: int, tp: int | None = None, pp: int | None = 
 
     Tensor parallel by powers of two; pipelines by powers of two and by divisors of what is left.
     """
+    if min(tp or 1, pp or 1) < 1:
+        return ()
     result = []
     for t in [tp] if tp else _powers_of_two(devices):
         left = devices // t
@@ -43,9 +45,7 @@ def weight_choices(model: Model) -> tuple[WeightFormat, ...]:
     return tuple(dict.fromkeys((model.native, FORMATS["fp8"], FORMATS["int4"])))
 
 
-def precisions(
-    model: Model, weights: WeightFormat | None = None, kv: DType | None = None
-) -> tuple[Numerics, ...]:
+def precisions(model: Model, weights: WeightFormat | None = None, kv: DType | None = None) -> tuple[Numerics, ...]:
     """Weight and KV formats to offer, most faithful first: weights are narrowed last."""
     kv_choices = (kv,) if kv else (model.activation if model.activation is DType.FP16 else DType.BF16, DType.FP8)
     weight_formats = (weights,) if weights else weight_choices(model)

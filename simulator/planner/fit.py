@@ -7,9 +7,8 @@ its proof is the list of candidates.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -166,7 +165,9 @@ def max_users(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:
     return largest(fits, MAX_USERS)
 
 
-def fewest_devices(scenario: Scenario, wishes: Wishes, counts: tuple[int, ...]) -> tuple[int, Numerics, Sharding] | None:
+def fewest_devices(
+    scenario: Scenario, wishes: Wishes, counts: tuple[int, ...]
+) -> tuple[int, Numerics, Sharding] | None:
     """Smallest count of like devices on which the model surely fits, with the most faithful precision there."""
     open_layout = wishes._replace(tp=None, pp=None)
     for count in counts:

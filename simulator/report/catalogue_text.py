@@ -49,9 +49,7 @@ def _comparison(out: Console, answer: a.Comparison) -> None:
     def cell(value: float | None, ratio: float | None) -> str:
         return "-" if value is None else f"{value:.5g}" + ("" if ratio is None else f" ({ratio:.2f}x)")
 
-    rows = (
-        [r.key, r.unit, *(cell(v, x) for v, x in zip(r.values, r.ratios, strict=True))] for r in answer.rows
-    )
+    rows = ([r.key, r.unit, *(cell(v, x) for v, x in zip(r.values, r.ratios, strict=True))] for r in answer.rows)
     out.print(table(["number", "unit", *answer.devices], rows, left=2))
 
 

@@ -1,4 +1,4 @@
-"""The machine-readable contract: one JSON object a command, its schema generated from the answer types (`schema.py`)."""
+"""The machine-readable contract: one JSON object a command, its schema generated from the types (`schema.py`)."""
 
 from __future__ import annotations
 

@@ -87,7 +87,9 @@ def roofline(report: a.Report, answer: a.ExplainAnswer) -> Figure:
         label = r.operator_class if r.operator_class not in drawn else None
         drawn.add(r.operator_class)
         size = 30 + 1500 * r.share
-        axes.scatter(i, s / 1e12, s=size, color=CLASS_COLOUR[r.operator_class], alpha=0.6, label=label, edgecolor="none")
+        axes.scatter(
+            i, s / 1e12, s=size, color=CLASS_COLOUR[r.operator_class], alpha=0.6, label=label, edgecolor="none"
+        )
     for r, i, s, dy in zip(rows, intensity, speed, _offsets(np.log(intensity), np.log(speed)), strict=True):
         text = f"{r.operator} {r.share:.0%}"
         axes.annotate(text, (i, s / 1e12), xytext=(8, dy), textcoords="offset points", fontsize=8, va="center")
@@ -128,7 +130,12 @@ def memory_map(report: a.Report, answer: a.MemoryAnswer) -> Figure:
     for value, name, style, height in marks:
         axes.axvline(value / GIB, color="black", ls=style, lw=1.2)
         axes.text(value / GIB, height, f"{name} {value / GIB:.1f} ", ha="right", va="bottom", fontsize=9)
-    axes.set(xlim=(0, max(high, answer.capacity_bytes / GIB) * 1.04), ylim=(-0.45, 0.8), yticks=[], xlabel="GiB on one device")
+    axes.set(
+        xlim=(0, max(high, answer.capacity_bytes / GIB) * 1.04),
+        ylim=(-0.45, 0.8),
+        yticks=[],
+        xlabel="GiB on one device",
+    )
     axes.set_title(f"{q.model} on {q.device_count} x {q.device}: {answer.verdict}\n{_subtitle(q)}", fontsize=10)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, title="GiB")
     return figure

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import operator
+import types
 import typing
 from typing import Any
 
@@ -29,7 +30,7 @@ def _as_object(type_: Any) -> Any:
         return mirror
     origin, arguments = typing.get_origin(type_), typing.get_args(type_)
     if origin is tuple:
-        return tuple[tuple(a if a is Ellipsis else _as_object(a) for a in arguments)]
+        return types.GenericAlias(tuple, tuple(a if a is Ellipsis else _as_object(a) for a in arguments))
     if arguments:
         return functools.reduce(operator.or_, map(_as_object, arguments))
     return type_

@@ -140,9 +140,7 @@ def _fit(out: Console, report: a.Report, answer: a.FitAnswer) -> None:
     out.print(table(["", ""], rows, left=2))
     if len(answer.options) > 1:
         out.print()
-        choices = (
-            [o.weights, o.kv, layout(o.layout), styled(o.verdict), brief(o.needed)] for o in answer.options
-        )
+        choices = ([o.weights, o.kv, layout(o.layout), styled(o.verdict), brief(o.needed)] for o in answer.options)
         out.print(table(["weights", "KV", "layout", "fits", "memory per GPU"], choices, left=4))
     if answer.remedies:
         out.print()
@@ -187,16 +185,27 @@ def _memory(out: Console, report: a.Report, answer: a.MemoryAnswer) -> None:
         f"{q.model} on one {q.device} of {q.device_count}{stage}: {styled(answer.verdict)}  ({q.weights} weights, "
         f"{q.kv} KV cache, {layout(q.layout)}; {q.batch} user{'s' * (q.batch > 1)}, context {q.context:,})"
     )
-    rows = [[r.tensor_class, r.tier, _g(r.bytes.value), _g(r.bytes.low), _g(r.bytes.high), r.basis] for r in answer.rows]
+    rows = [
+        [r.tensor_class, r.tier, _g(r.bytes.value), _g(r.bytes.low), _g(r.bytes.high), r.basis] for r in answer.rows
+    ]
     rows += [
         ["allocated", "", _g(answer.allocated.value), "", "", "torch.cuda.max_memory_allocated"],
         ["reserved", "", _g(answer.reserved.value), "", "", "torch.cuda.max_memory_reserved"],
-        ["nvidia-smi", "", _g(answer.nvidia_smi.value), _g(answer.nvidia_smi.low), _g(answer.nvidia_smi.high), "the process"],
+        [
+            "nvidia-smi",
+            "",
+            _g(answer.nvidia_smi.value),
+            _g(answer.nvidia_smi.low),
+            _g(answer.nvidia_smi.high),
+            "the process",
+        ],
         ["engine budget", "", _g(answer.budget_bytes), "", "", f"{q.memory_utilization:g} of the device"],
         ["device", "", _g(answer.capacity_bytes), "", "", "usable by a process"],
     ]
     out.print(_with_basis(["class", "tier", "expected", "low", "high", "basis"], rows))
-    out.print(f"\nactivations peak at '{answer.activation_peak_at}': {', '.join(_live(x) for x in answer.activation_live)}")
+    out.print(
+        f"\nactivations peak at '{answer.activation_peak_at}': {', '.join(_live(x) for x in answer.activation_live)}"
+    )
 
 
 def _live(text: str) -> str:

@@ -6,10 +6,9 @@ a test holds them equal to the `gguf` package's `GGML_QUANT_SIZES`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ...dtypes import DType
 from ...errors import InputError, UnknownNameError
@@ -143,11 +142,14 @@ def quantised_checkpoint(config: Mapping[str, object], file: str) -> WeightForma
         return FORMATS["fp8"]
     if method in ("awq", "gptq"):
         bits, group = config.get("bits"), config.get("group_size", 128)
-        if bits in (4, 8) and isinstance(bits, int) and isinstance(group, int) and not isinstance(group, bool):
-            if 8 <= group <= 65536:
-                name = "int4" if (bits, group) == (4, 128) else f"int{bits}-g{group}"
-                return WeightFormat(name, grouped(bits, group), DType.BF16)
+        if isinstance(bits, int) and bits in (4, 8) and isinstance(group, int) and 8 <= group <= 65536:
+            name = "int4" if (bits, group) == (4, 128) else f"int{bits}-g{group}"
+            return WeightFormat(name, grouped(bits, group), DType.BF16)
         raise InputError("awq and gptq need bits 4 or 8 and a group size of 8 or more", file=file, key=key)
     raise InputError(
-        "unknown quantisation method", file=file, key=f"{key}.quant_method", value=method, remedy="known: fp8, awq, gptq"
+        "unknown quantisation method",
+        file=file,
+        key=f"{key}.quant_method",
+        value=method,
+        remedy="known: fp8, awq, gptq",
     )

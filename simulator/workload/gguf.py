@@ -6,6 +6,7 @@ tensor descriptions, padding to `general.alignment`, tensor data. Versions 2 and
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import re
 import struct
@@ -144,7 +145,10 @@ def read_header(path: Path) -> GgufFile:
         raise InputError(f"cannot be read: {error.strerror or error}", file=file) from None
     if header.expected_bytes > size:
         raise InputError(
-            f"truncated: {size} of {header.expected_bytes} bytes", file=file, key="tensor data", remedy="download it again"
+            f"truncated: {size} of {header.expected_bytes} bytes",
+            file=file,
+            key="tensor data",
+            remedy="download it again",
         )
     return header
 
@@ -266,7 +270,9 @@ def _model(files: list[GgufFile]) -> Model:
     if not isinstance(architecture, str):
         raise InputError("missing", file=file, key="general.architecture")
     if architecture not in ARCHITECTURES:
-        raise UnknownNameError(f"GGUF architecture in {file}", architecture, ARCHITECTURES, listing="roofplan models list")
+        raise UnknownNameError(
+            f"GGUF architecture in {file}", architecture, ARCHITECTURES, listing="roofplan models list"
+        )
     meta = _Meta(file, metadata, architecture)
     tensors = {t.name: t for f in files for t in f.tensors}
     layers = meta.integer("block_count", limit=MAX_LAYERS)
@@ -293,7 +299,7 @@ def _model(files: list[GgufFile]) -> Model:
         per_layer.append(_block(meta, attention, f"blk.{i}." + "{}_exps.weight", tensors))
     blocks, pattern = blocks_of(per_layer)
     stored = _stored(files, pattern, file)
-    return Model(
+    model = Model(
         name=Path(file).stem,
         family=ARCHITECTURES[architecture],
         hidden=hidden,
@@ -305,8 +311,16 @@ def _model(files: list[GgufFile]) -> Model:
         native=_average(tensors),
         activation=DType.BF16,
         origin=file,
-        stored=stored,
     )
+    return dataclasses.replace(model, stored=_placed(stored, model))
+
+
+def _placed(stored: Mapping[tuple[Role, int | None], float], model: Model) -> Mapping[tuple[Role, int | None], float]:
+    """The stored bytes, those of a known role in a place the model has no such tensor counted as EXTRA."""
+    places, total = {(t.role, t.block) for t in model.tensors}, defaultdict[tuple[Role, int | None], float](float)
+    for place, size in stored.items():
+        total[place if place in places else (Role.EXTRA, None)] += size
+    return MappingProxyType(dict(total))
 
 
 def _block(meta: _Meta, attention: Attention, experts: str, tensors: Mapping[str, GgufTensor]) -> Block:

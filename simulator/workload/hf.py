@@ -19,7 +19,13 @@ from .formats import FORMATS, WeightFormat, quantised_checkpoint
 from .model import Attention, Block, Experts, Mlp, Model, blocks_of
 
 MAX_CONFIG_BYTES = 4_000_000
-LIMIT = {"num_hidden_layers": 4096, "hidden_size": 2**20, "vocab_size": 2**26, "num_experts": 65536}
+LIMIT = {
+    "num_hidden_layers": 4096,
+    "hidden_size": 2**20,
+    "vocab_size": 2**26,
+    "num_experts": 65536,
+    "num_local_experts": 65536,
+}
 MAX_INTEGER = 2**31
 ATTENTION_KINDS = ("full_attention", "sliding_attention")
 
@@ -201,7 +207,9 @@ class _Reader(NamedTuple):
         if isinstance(value, bool) or not isinstance(value, int):
             raise InputError("must be a whole number", file=self.file, key=key, value=value)
         if not 1 <= value <= LIMIT.get(key, MAX_INTEGER):
-            raise InputError(f"must lie between 1 and {LIMIT.get(key, MAX_INTEGER)}", file=self.file, key=key, value=value)
+            raise InputError(
+                f"must lie between 1 and {LIMIT.get(key, MAX_INTEGER)}", file=self.file, key=key, value=value
+            )
         return value
 
     def count(self, key: str) -> int:
@@ -248,8 +256,8 @@ def _exact_head_dim(hidden: int, heads: int, file: str) -> int:
 
 
 def _windows(get: _Reader, family: Family, layers: int) -> list[int | None]:
-    """The sliding window of each layer. Qwen uses it only where `use_sliding_window` says so, from layer
-    `max_window_layers` on unless `layer_types` lists them (every layer for qwen3_moe); Mistral and Mixtral in every layer.
+    """The sliding window of each layer. Mistral and Mixtral use it in every layer, Qwen only where
+    `use_sliding_window` says so: from layer `max_window_layers` on unless `layer_types` lists them (qwen3_moe: all).
     """
     window = get.optional("sliding_window")
     if family.gated_window:
@@ -269,9 +277,9 @@ def _experts(get: _Reader, family: Family) -> Experts:
     experts = Experts(
         get.integer(family.experts_key), get.integer("num_experts_per_tok"), get.integer(family.expert_width_key)
     )
-    if experts.top_k > experts.count:
+    if experts.top_k > experts.experts:
         raise InputError(
-            f"more than the {experts.count} experts there are",
+            f"more than the {experts.experts} experts there are",
             file=get.file,
             key="num_experts_per_tok",
             value=experts.top_k,
@@ -299,7 +307,9 @@ def _block(attention: Attention, window: int | None, ffn: Mlp | Experts) -> Bloc
 def _formats(config: Mapping[str, Any], file: str) -> tuple[WeightFormat, DType]:
     """Storage format of the checkpoint and format of its activations."""
     names = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-    stated = config.get("torch_dtype", config.get("dtype")) or "bfloat16"
+    stated = config.get("torch_dtype")
+    stated = config.get("dtype") if stated is None else stated
+    stated = "bfloat16" if stated is None else stated
     if not isinstance(stated, str) or stated.removeprefix("torch.") not in names:
         raise InputError(f"must be one of {', '.join(names)}", file=file, key="torch_dtype", value=stated)
     native = FORMATS[names[stated.removeprefix("torch.")]]

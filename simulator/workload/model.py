@@ -6,13 +6,12 @@ described once. Layers of equal shape form a `Block`; `pattern` says which block
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ...dtypes import DType
 from .formats import WeightFormat
@@ -69,9 +68,9 @@ class Mlp(NamedTuple):
 
 
 class Experts(NamedTuple):
-    """A mixture of gated feed-forwards: a router picks `top_k` of `count` for each token."""
+    """A mixture of gated feed-forwards: a router picks `top_k` of `experts` for each token."""
 
-    count: int
+    experts: int
     top_k: int
     intermediate: int
 
@@ -161,7 +160,7 @@ class Model:
         for t in self.tensors:
             ffn = None if t.block is None else self.blocks[t.block].ffn
             if isinstance(ffn, Experts) and t.copies > 1:
-                idle += t.elements // t.copies * (ffn.count - ffn.top_k) * self.instances(t)
+                idle += t.elements // t.copies * (ffn.experts - ffn.top_k) * self.instances(t)
         return self.parameters - idle
 
     @property
@@ -201,9 +200,9 @@ def _block_tensors(index: int, block: Block, hidden: int) -> Iterator[Tensor]:
     yield Tensor(Role.O, index, hidden, a.heads * a.head_dim, Split.ROW, a.out_bias, quantised=True)
     yield Tensor(Role.FFN_NORM, index, 1, hidden, Split.NONE)
     ffn = block.ffn
-    copies, bias = (ffn.count, False) if isinstance(ffn, Experts) else (1, ffn.bias)
+    copies, bias = (ffn.experts, False) if isinstance(ffn, Experts) else (1, ffn.bias)
     if isinstance(ffn, Experts):
-        yield Tensor(Role.ROUTER, index, ffn.count, hidden, Split.NONE)
+        yield Tensor(Role.ROUTER, index, ffn.experts, hidden, Split.NONE)
     yield Tensor(Role.GATE, index, ffn.intermediate, hidden, Split.COLUMN, bias, copies, quantised=True)
     yield Tensor(Role.UP, index, ffn.intermediate, hidden, Split.COLUMN, bias, copies, quantised=True)
     yield Tensor(Role.DOWN, index, hidden, ffn.intermediate, Split.ROW, bias, copies, quantised=True)

@@ -9,7 +9,10 @@ from .model import Model
 
 def model_row(model: Model) -> a.ModelRow:
     """A model's size in its own format; KV cache per token in 16 bits, windows not yet reached."""
-    kv = sum(2 * b.attention.kv_heads * b.attention.head_dim * n for b, n in zip(model.blocks, model.layer_counts(), strict=True))
+    kv = sum(
+        2 * b.attention.kv_heads * b.attention.head_dim * n
+        for b, n in zip(model.blocks, model.layer_counts(), strict=True)
+    )
     return a.ModelRow(
         name=model.name,
         family=model.family,

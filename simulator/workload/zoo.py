@@ -6,6 +6,7 @@ The zoo is one file, a config.json of facts per line with its name first, so tha
 from __future__ import annotations
 
 import json
+import os.path
 from pathlib import Path
 
 from ...errors import InputError, UnknownNameError
@@ -46,7 +47,7 @@ def resolve(name: str) -> Model:
         return read_gguf(_existing(path))
     if name.endswith(".json"):
         return read_config(_existing(path))
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on a name too long
         return read_config(_existing(path / "config.json"))
     key = name.strip().lower().replace("_", "-").rsplit("/", 1)[-1]
     lines = _lines()
@@ -57,6 +58,6 @@ def resolve(name: str) -> Model:
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises on a name too long
         raise InputError("no such file", file=str(path), remedy="give a config.json, a .gguf file or a bundled name")
     return path
