@@ -150,7 +150,7 @@ def ask_fit(scenario: Scenario, calibrations: Calibrations, wishes: Wishes | Non
     wishes = wishes or Wishes()
     plan, chosen, (step, operators) = fit.choose(scenario, wishes, calibrations)
     decided = chosen.scenario
-    rows = rows_of(operators, calibrations)
+    rows, parts = rows_of(operators, calibrations), shares(operators)
     reach = _reach(chosen)
     answer = a.FitAnswer(
         verdict=chosen.verdict.label,
@@ -166,8 +166,8 @@ def ask_fit(scenario: Scenario, calibrations: Calibrations, wishes: Wishes | Non
         decode_step=quantity(step),
         tokens_per_s_user=rate(step, 1.0, "tokens/s"),
         tokens_per_s_total=rate(step, int(decided.batch), "tokens/s"),
-        binds=sentence("decode", shares(rows)),
-        shares=shares(rows),
+        binds=sentence("decode", parts),
+        shares=parts,
         plan_status=plan.proof.status.value,
         plan_candidates=plan.proof.candidates,
         plan_gap=plan.proof.gap,
@@ -222,7 +222,7 @@ def _fit_row(scenario: Scenario, calibrations: Calibrations, wishes: Wishes) -> 
     _, chosen, (step, operators) = fit.choose(scenario, wishes, calibrations)
     decided = chosen.scenario
     context, users = _reach(chosen)
-    parts = shares(rows_of(operators, calibrations))
+    parts = shares(operators)
     return a.FitRow(
         model=decided.model.name,
         device=decided.fleet.device.key,
@@ -320,14 +320,15 @@ def explain_step(
     wishes = wishes or Wishes()
     decided = fit.choose(scenario, wishes, calibrations).plan.scenario
     step = decode_step(decided) if phase is Phase.DECODE else _first_chunk(decided)
-    rows = rows_of(price(lower(decided, step), decided, calibrations), calibrations)
+    operators = price(lower(decided, step), decided, calibrations)
+    rows, parts = rows_of(operators, calibrations), shares(operators)
     whole = total(row.time for row in rows)
     answer = a.ExplainAnswer(
         phase=phase.value,
         rows=tuple(_explain_row(row, float(whole.time_s)) for row in rows),
         total=quantity(whole),
-        binds=sentence(phase.value, shares(rows)),
-        shares=shares(rows),
+        binds=sentence(phase.value, parts),
+        shares=parts,
         peak_flops_per_s=decided.fleet.device.peak_flops_per_s(DType.BF16).value,
         bandwidth_bytes_per_s=decided.fleet.device.bandwidth_bytes_per_s.value,
     )

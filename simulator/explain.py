@@ -11,7 +11,7 @@ import numpy as np
 from .answers import Quantity, Share
 from .calibration import CalibrationSet, Resolved
 from .costs import work
-from .estimate import Bound, Estimate
+from .estimate import NO_TIME, Bound, Estimate
 from .operators import Attention, Collective, Copy, Elementwise, Experts, Gemm, Table
 from .schedule import Priced
 
@@ -87,13 +87,15 @@ def cause(table: Table, bound: Bound) -> str:
     return "memory traffic"
 
 
-def shares(rows: list[Row]) -> tuple[Share, ...]:
-    """The step's time by cause, largest first."""
+def shares(operators: Sequence[Priced]) -> tuple[Share, ...]:
+    """A scalar step's time by cause over all stages, largest first."""
     causes: dict[str, float] = {}
-    for row in rows:
-        for bound, term in zip(Bound, row.time.terms.stack(), strict=True):
-            name = cause(row.table, bound)
-            causes[name] = causes.get(name, 0.0) + float(np.sum(term))
+    for table, times in operators:
+        repetitions = table.count.sum(axis=1)
+        for bound, term in zip(Bound, times.terms.stack(), strict=True):
+            if term is not NO_TIME:
+                name = cause(table, bound)
+                causes[name] = causes.get(name, 0.0) + float(term.reshape(len(repetitions)) @ repetitions)
     whole = sum(causes.values()) or 1.0
     ordered = sorted(causes.items(), key=lambda item: -item[1])
     return tuple(Share(name, seconds / whole) for name, seconds in ordered if seconds > 0)

@@ -377,14 +377,18 @@ def test_a_scenario_refuses_layouts_without_devices() -> None:
 @given(st.integers(1, 300_000), st.data())
 def test_largest_finds_the_threshold(limit: int, data) -> None:
     threshold = data.draw(st.one_of(st.integers(0, limit), st.integers(0, min(limit, 200)), st.just(limit)))
+    page, bend = data.draw(st.sampled_from([1, 16])), data.draw(st.floats(0.2, 3.0))
     asked = []
 
-    def holds(points: np.ndarray) -> np.ndarray:
+    def room(points: np.ndarray) -> np.ndarray:  # falls in steps of a page, bent: never a straight line
         asked.append(points)
-        return points <= threshold
+        inside = (threshold // page + 1) * page - 1
+        steps = np.sign(inside - points) * np.ceil(np.abs(inside - points) / page) ** bend
+        return np.where(points <= inside, np.maximum(steps, 0.0), np.minimum(steps, -1e-9))
 
-    assert largest(holds, limit) == threshold
-    assert len(asked) <= 12 and all(np.all((p >= 1) & (p <= limit) & (p == p.round())) for p in asked)
+    expected = min((threshold // page + 1) * page - 1, limit)
+    assert largest(room, limit) == expected
+    assert len(asked) <= 20 and all(np.all((p >= 1) & (p <= limit) & (p == p.round())) for p in asked)
 
 
 GROWN = [("h200", Sharding()), ("8xh200", Sharding(2, 2)), ("rtx-4090", Sharding())]

@@ -57,23 +57,37 @@ def has_experts(model: Model) -> bool:
     return any(isinstance(b.ffn, Experts) for b in model.blocks)
 
 
-PROBES = 1024  # numbers asked for at a time: an array of these costs about as much as one
+def largest(room: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]], limit: int, near: int = 1) -> int:
+    """Largest whole n in 1..limit with room(n) >= 0 for a room that never grows with n (0: none).
 
-
-def largest(holds: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.bool_]], limit: int) -> int:
-    """Largest whole n in 1..limit for which a monotone condition holds (0: none)."""
-    low, high = 0, limit + 1  # holds at low (or low is 0), fails at high (or high is beyond the limit)
+    Asked for a few numbers at a time: both ends, and the neighbours of where a straight line between the ends of the
+    remaining interval crosses zero. Memory is nearly linear in batch and context, so two or three rounds do; the
+    middle of the interval is always asked too, so that a room of any other shape takes its logarithm. `near` is a
+    first guess: the line is straight on its side of it.
+    """
+    low, high = 0, limit + 1  # there is room at low (or low is 0), none at high (or high is beyond the limit)
+    room_low = room_high = None
+    extra = {near, 2 * near}
     while high - low > 1:
-        points = _between(low, high)
-        ok = holds(points)
-        passing, failing = points[ok], points[~ok]
-        low = int(passing.max()) if passing.size else low
-        high = int(failing.min()) if failing.size else high
+        points = _probes(low, high, room_low, room_high, extra)
+        rooms = room(points)
+        fits = rooms >= 0
+        if fits.any():
+            low, room_low = int(points[fits][-1]), float(rooms[fits][-1])
+        if not fits.all():
+            high, room_high = int(points[~fits][0]), float(rooms[~fits][0])
     return low
 
 
-def _between(low: int, high: int) -> npt.NDArray[np.float64]:
-    """Whole numbers strictly between, the ends always among them; far apart ones spread by ratio, near ones evenly."""
-    if high - low <= PROBES or low > PROBES:
-        return np.unique(np.linspace(low + 1, high - 1, min(PROBES, high - low - 1)).round())
-    return np.unique(np.geomspace(low + 1, high - 1, PROBES).round())
+def _probes(
+    low: int, high: int, room_low: float | None, room_high: float | None, extra: set[int]
+) -> npt.NDArray[np.float64]:
+    """Whole numbers strictly between low and high, ascending: ends, middle, and around the crossing of the chord."""
+    wanted = {low + 1, (low + high) // 2, high - 1} | extra
+    if room_low is not None and room_high is not None and room_low - room_high > 0:
+        crossing = low + round((high - low) * room_low / (room_low - room_high))
+        wanted |= {crossing + offset for offset in NEIGHBOURS}
+    return np.array(sorted(n for n in wanted if low < n < high), dtype=float)
+
+
+NEIGHBOURS = (-1, 0, 1, 2)

@@ -46,16 +46,21 @@ def budget_bytes(scenario: Scenario) -> float:
     return scenario.engine.memory_utilization * scenario.fleet.usable_bytes()
 
 
-def verdicts(scenario: Scenario, memory: Ledger) -> npt.NDArray[np.int64]:
-    """Verdict at each grid point by the fullest stage.
+def room_bytes(scenario: Scenario, memory: Ledger, level: Verdict) -> Array:
+    """Bytes left on the fullest stage's device before the verdict falls below `level`, at each grid point.
 
-    surely: the highest figure of every range stays within the engine's budget.
-    no:     even the lowest figure exceeds the memory that is there.
-    tight:  anything between: it depends on driver, engine version and luck.
+    surely: the highest figure of every range must stay within the engine's budget.
+    tight:  the lowest figure must stay within the memory that is there: it depends on driver, version and luck.
     """
-    high, low = np.max(memory.high_bytes(), axis=0), np.min([np.max(memory.low_bytes(), axis=0)], axis=0)
-    surely, no = high <= budget_bytes(scenario), low > scenario.fleet.usable_bytes()
-    return np.asarray(np.where(surely, Verdict.SURELY, np.where(no, Verdict.NO, Verdict.TIGHT)))
+    if level is Verdict.SURELY:
+        return np.asarray(budget_bytes(scenario) - np.max(memory.high_bytes(), axis=0))
+    return np.asarray(scenario.fleet.usable_bytes() - np.max(memory.low_bytes(), axis=0))
+
+
+def verdicts(scenario: Scenario, memory: Ledger) -> npt.NDArray[np.int64]:
+    """Verdict at each grid point: no, if there is not even room to be tight."""
+    surely, tight = (room_bytes(scenario, memory, level) >= 0 for level in (Verdict.SURELY, Verdict.TIGHT))
+    return np.asarray(np.where(surely, Verdict.SURELY, np.where(tight, Verdict.TIGHT, Verdict.NO)))
 
 
 def verdict(scenario: Scenario, memory: Ledger | None = None) -> Verdict:
@@ -146,23 +151,32 @@ def _binding(candidate: Candidate) -> tuple[str, ...]:
 
 
 def max_context(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:
-    """Longest context at the scenario's batch with at least that verdict, up to the model's own limit (0: none)."""
+    """Longest context at the scenario's batch with at least that verdict, up to the model's own limit (0: none).
 
-    def fits(contexts: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    Searched in whole pages of the KV cache, within which only a prompt shorter than the context's can still grow.
+    """
+    page, limit = scenario.engine.block_tokens, scenario.model.max_context
+
+    def room(contexts: Array) -> Array:
+        contexts = np.minimum(contexts, limit)
         grown = scenario.but(context=contexts, prompt=np.minimum(contexts, scenario.prompt))
-        return np.asarray(verdicts(grown, ledger(grown)) >= level)
+        return room_bytes(grown, ledger(grown), level)
 
-    return largest(fits, scenario.model.max_context)
+    pages = largest(lambda n: room(n * page), -(-limit // page), -(-int(scenario.context) // page))
+    whole = min(pages * page, limit)
+    if whole == limit or whole >= int(scenario.prompt):
+        return whole
+    return whole + largest(lambda n: room(whole + n), min(page, limit - whole))
 
 
 def max_users(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:
     """Most users of the scenario's context at once with at least that verdict (0: none)."""
 
-    def fits(batches: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    def room(batches: Array) -> Array:
         grown = scenario.but(batch=batches)
-        return np.asarray(verdicts(grown, ledger(grown)) >= level)
+        return room_bytes(grown, ledger(grown), level)
 
-    return largest(fits, MAX_USERS)
+    return largest(room, MAX_USERS, int(scenario.batch))
 
 
 def fewest_devices(

@@ -101,7 +101,9 @@ def peer(own_point_s: float) -> None:
         return
     figures = json.loads(run.stdout.strip().splitlines()[-1])
     ratio = figures["point_s"] / own_point_s
-    print(f"peer {PEER_PACKAGE}: {figures['import_s']:.2f} s to import, {figures['point_s'] * 1e3:.1f} ms a decode point;")
+    print(
+        f"peer {PEER_PACKAGE}: {figures['import_s']:.2f} s to import, {figures['point_s'] * 1e3:.1f} ms a decode point;"
+    )
     print(f"  roofplan {own_point_s * 1e6:.2f} us an unrelated point of a sweep: {ratio:,.0f} times as many a second")
 
 
