@@ -10,13 +10,14 @@ DATA_DATE = "2026-11-21"
 """Date of the newest bundled calibration and hardware file."""
 
 if TYPE_CHECKING:
-    from roofplan.api import ask_fit, ask_ledger, explain_step, load_fleet, load_model, make_scenario
+    from roofplan.api import ask_fit, ask_ledger, explain_step, load_calibrations, load_fleet, load_model, make_scenario
     from roofplan.errors import RoofplanError
 
 _PUBLIC = {
     "ask_fit": "roofplan.api",
     "ask_ledger": "roofplan.api",
     "explain_step": "roofplan.api",
+    "load_calibrations": "roofplan.api",
     "load_fleet": "roofplan.api",
     "load_model": "roofplan.api",
     "make_scenario": "roofplan.api",
@@ -29,6 +30,7 @@ __all__ = [
     "ask_fit",
     "ask_ledger",
     "explain_step",
+    "load_calibrations",
     "load_fleet",
     "load_model",
     "make_scenario",

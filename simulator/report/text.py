@@ -121,23 +121,7 @@ def _fit(out: Console, report: a.Report, answer: a.FitAnswer) -> None:
         f"  ({q.weights} weights, {q.kv} KV cache, {layout(q.layout)}; {q.batch} user{'s' * (q.batch > 1)}, "
         f"context {q.context:,})"
     )
-    rows = [
-        ["memory per GPU", f"{span(answer.needed)} of {format_gib(answer.capacity_bytes)}"],
-        ["largest context", _reach(answer.max_context, f"with {q.batch} user{'s' * (q.batch > 1)}", answer)],
-        ["users at once", _reach(answer.max_users, "of this context", answer)],
-        ["swap one user out", f"{span(answer.swap)} for {format_bytes(answer.swap_bytes)}, the same to bring it back"],
-        ["prefill", f"{span(answer.prefill)} for {q.prompt:,} tokens, service time only (no queue)"],
-        ["decode, per user", span(answer.tokens_per_s_user)],
-    ]
-    if answer.swap.value is None:
-        rows = [row for row in rows if not row[0].startswith("swap")]
-    if q.batch > 1:
-        rows.append(["decode, all users", span(answer.tokens_per_s_total)])
-    rows.append(["what binds", answer.binds])
-    if report.evidence is not None:
-        best = ", ".join(f"{t.share:.0%} {t.tier}" for t in report.evidence.tiers)
-        rows.append(["evidence", f"{TIER_NOTE[report.evidence.weakest]} ({best}); intervals are 80 %"])
-    out.print(table(["", ""], rows, left=2))
+    out.print(table(["", ""], _fit_rows(q, report.evidence, answer), left=2))
     if len(answer.options) > 1:
         out.print()
         choices = ([o.weights, o.kv, layout(o.layout), styled(o.verdict), brief(o.needed)] for o in answer.options)
@@ -149,6 +133,31 @@ def _fit(out: Console, report: a.Report, answer: a.FitAnswer) -> None:
     elif answer.verdict == "no":
         out.print("nothing in reach helps: not 8 of these devices, nor one of a larger kind that is listed")
     out.print(f"\nnext: {answer.next_step}")
+
+
+def _fit_rows(q: a.Question, evidence: a.Evidence | None, answer: a.FitAnswer) -> list[list[str]]:
+    memory = f"{span(answer.needed)} of {format_gib(answer.capacity_bytes)}"
+    if answer.verdict == "no":
+        short = (answer.needed.low or 0.0) - answer.capacity_bytes
+        return [["memory per GPU", f"{memory}, at least {format_gib(short)} too much"]]
+    users = f"{q.batch} user{'s' * (q.batch > 1)}"
+    rows = [
+        ["memory per GPU", memory],
+        ["largest context", _reach(answer.max_context, f"with {users}", answer)],
+        ["users at once", _reach(answer.max_users, "of this context", answer)],
+    ]
+    if answer.swap.value is not None:
+        swap = f"{span(answer.swap)} for {format_bytes(answer.swap_bytes)}, the same to bring it back"
+        rows.append(["swap one user out", swap])
+    rows.append(["prefill", f"{span(answer.prefill)} for {q.prompt:,} tokens, service time only (no queue)"])
+    rows.append(["decode, per user", span(answer.tokens_per_s_user)])
+    if q.batch > 1:
+        rows.append(["decode, all users", span(answer.tokens_per_s_total)])
+    rows.append(["what binds", answer.binds])
+    if evidence is not None:
+        best = ", ".join(f"{t.share:.0%} {t.tier}" for t in evidence.tiers)
+        rows.append(["evidence", f"{TIER_NOTE[evidence.weakest]} ({best}); intervals are 80 %"])
+    return rows
 
 
 def _reach(most: int, of_what: str, answer: a.FitAnswer) -> str:

@@ -35,29 +35,31 @@ print(json.dumps({"import_s": loaded, "point_s": (time.perf_counter() - start) /
 """
 
 
-def cold(*command: str, repeat: int = 9) -> float:
-    """Median wall-clock seconds of a fresh process."""
-    times = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *command], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def seconds_of(*command: str) -> float:
+    """Wall-clock seconds of a fresh process."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - start
 
 
-def start_up() -> None:
-    """Cold commands against `python -c "import numpy"` in the same run."""
-    base = cold("-c", "import numpy")
-    print(f'cold process, median of 9, as a multiple of `python -c "import numpy"` ({base * 1e3:.0f} ms):')
-    for limit, *command in (
+def start_up(repeat: int = 11) -> None:
+    """Cold commands against `python -c "import numpy"`, taken in turns so that both see the same machine."""
+    commands = (
         (3.0, "fits", "--gpu", "rtx-4090", "--json"),
         (3.0, "fits", "--json"),
         (4.5, "fits", "--gpu", "rtx-4090"),
         (3.0, "fits", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--json"),
         (3.0, "fits", "--gpu", "8xh200", "--json"),
-    ):
-        seconds = cold("-m", "roofplan", *command)
-        print(f"  roofplan {' '.join(command):48} {seconds * 1e3:5.0f} ms  {seconds / base:4.2f}x  (limit {limit}x)")
+    )
+    times: dict[tuple[str, ...], list[float]] = {}
+    for _ in range(repeat):
+        for command in (("-c", "import numpy"), *(("-m", "roofplan", *words) for _, *words in commands)):
+            times.setdefault(command, []).append(seconds_of(*command))
+    base = statistics.median(times[("-c", "import numpy")])
+    print(f'cold process, median of {repeat}, as a multiple of `python -c "import numpy"` ({base * 1e3:.0f} ms):')
+    for limit, *words in commands:
+        own = statistics.median(times[("-m", "roofplan", *words)])
+        print(f"  roofplan {' '.join(words):48} {own * 1e3:5.0f} ms  {own / base:4.2f}x  (limit {limit}x)")
 
 
 def million_points() -> float:
