@@ -24,9 +24,9 @@ import json, time
 start = time.perf_counter()
 from GenZ import decode_moddeling
 loaded = time.perf_counter() - start
+QUESTION = dict(model="meta-llama/Llama-3.1-70B", input_tokens=4096, output_tokens=1, Bb=1)
 def ask(batch):
-    return decode_moddeling(model="meta-llama/Llama-3.1-70B", batch_size=batch, input_tokens=4096, output_tokens=1, Bb=1,
-                            system_name="H100_GPU", bits="bf16", tensor_parallel=2)
+    return decode_moddeling(batch_size=batch, system_name="H100_GPU", bits="bf16", tensor_parallel=2, **QUESTION)
 ask(1)
 start = time.perf_counter()
 for batch in range(2, 12):
