@@ -64,12 +64,10 @@ def built(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return next(out.glob("*.whl")), next(out.glob("*.tar.gz"))
 
 
-@pytest.fixture(scope="module")
-def empty_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment without roofplan, whose dependencies are this one's (a .pth file names its folder, and
-    the editable finder of roofplan there is not followed)."""
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+def environment_without_roofplan(folder: Path) -> Path:
+    """The Python of a new virtual environment whose dependencies are this one's: a .pth file names their folder, and
+    the editable finder of roofplan there is not followed."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     query = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = Path(subprocess.run([python, "-c", query], capture_output=True, text=True, check=True).stdout.strip())
@@ -77,15 +75,21 @@ def empty_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
+def install(python: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--quiet", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def python_in(python: Path, where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run([str(python), *arguments], cwd=where, capture_output=True, text=True, env=environment)
 
 
-def test_the_wheel_works_from_another_folder(built: tuple[Path, Path], empty_environment: Path, tmp_path: Path) -> None:
+def test_the_wheel_works_from_another_folder(built: tuple[Path, Path], tmp_path: Path) -> None:
+    empty_environment = environment_without_roofplan(tmp_path / "environment")
     assert python_in(empty_environment, tmp_path, "-c", "import roofplan").returncode != 0
-    installed = python_in(empty_environment, tmp_path, "-m", "pip", "install", "--no-deps", "--quiet", str(built[0]))
-    assert installed.returncode == 0, installed.stderr
+    install(empty_environment, str(built[0]))
     where = python_in(empty_environment, tmp_path, "-c", "import roofplan; print(roofplan.__file__)").stdout
     assert str(empty_environment.parent.parent) in where
     for command in (["fits", "--gpu", "8xh200"], ["hw", "lint"], ["models", "list"], ["schema"], ["--version"]):
@@ -112,15 +116,8 @@ def test_the_sdist_holds_tests_and_builds_the_same_wheel(built: tuple[Path, Path
 
 
 def test_an_editable_install_of_a_hyphenated_clone(clone: Path, tmp_path: Path) -> None:
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
-    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(subprocess.run([python, "-c", query], capture_output=True, text=True, check=True).stdout.strip())
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    command = ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet", "--editable", str(clone)]
-    done = python_in(python, tmp_path, *command)
-    assert done.returncode == 0, done.stderr
+    python = environment_without_roofplan(tmp_path / "environment")
+    install(python, "--no-build-isolation", "--editable", str(clone))
     result = python_in(python, tmp_path, "-m", "roofplan", "fits", "llama-3.1-8b", "--gpu", "h200")
     assert result.returncode == 0, result.stderr
     assert "surely" in result.stdout
