@@ -1,11 +1,9 @@
 """The command line: parses, calls the public functions, prints. No model lives here."""
 
-from __future__ import annotations
-
 import functools
+import gc
 import inspect
 import sys
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -111,7 +109,7 @@ class Asked:
         None
     )
 
-    def load(self) -> Load:
+    def load(self) -> "Load":
         """Batch, context and prompt as numbers."""
         from .api import Load
 
@@ -119,7 +117,7 @@ class Asked:
         prompt = None if self.prompt is None else parse_count(self.prompt, "--prompt")
         return Load(parse_count(self.batch, "--batch"), context, prompt)
 
-    def fleet(self) -> tuple[Fleet, tuple[str, ...]]:
+    def fleet(self) -> "tuple[Fleet, tuple[str, ...]]":
         """The hardware asked about."""
         from . import api
 
@@ -131,7 +129,7 @@ class Asked:
             bandwidth_bytes_per_s=None if self.bandwidth is None else parse_rate(self.bandwidth, "--bandwidth"),
         )
 
-    def wishes(self) -> Wishes:
+    def wishes(self) -> "Wishes":
         """What the asker pinned."""
         from .simulator.planner.fit import Wishes
         from .simulator.workload.formats import kv_format, weight_format
@@ -139,7 +137,7 @@ class Asked:
         weights = None if self.weights is None else weight_format(self.weights)
         return Wishes(weights, None if self.kv is None else kv_format(self.kv), self.tp, self.pp)
 
-    def scenario(self, model: str) -> tuple[Scenario, Wishes, Calibrations, tuple[str, ...]]:
+    def scenario(self, model: str) -> "tuple[Scenario, Wishes, Calibrations, tuple[str, ...]]":
         """The whole question, everything checked before anything is computed."""
         from . import api
         from .simulator.scenario import Engine
@@ -158,8 +156,8 @@ class Asked:
 
 def asking(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `Asked`, handed over as its parameter `asked`."""
-    own = inspect.signature(command, eval_str=True).parameters
-    hints = _hints()
+    own = inspect.signature(command).parameters
+    hints = Asked.__annotations__
     shared = inspect.signature(Asked).parameters
 
     @functools.wraps(command)
@@ -173,11 +171,6 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
     wrapper.__signature__ = inspect.Signature(mine[:1] + theirs + mine[1:])  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in (*mine, *theirs)}
     return wrapper
-
-
-@functools.cache
-def _hints() -> dict[str, Any]:
-    return typing.get_type_hints(Asked, include_extras=True)
 
 
 class Step(StrEnum):
@@ -391,14 +384,14 @@ def _check_plot(plot: Path | None) -> None:
         plots.check_path(plot)
 
 
-def _plain(answer: Answer | CatalogueAnswer, json: bool, notes: tuple[str, ...] = ()) -> None:
+def _plain(answer: "Answer | CatalogueAnswer", json: bool, notes: tuple[str, ...] = ()) -> None:
     """Print an answer that stands without a question."""
     from .simulator.report.contract import envelope
 
     _answer(envelope(answer), json, notes)
 
 
-def _answer(report: Report, json: bool, notes: tuple[str, ...], plot: Path | None = None) -> None:
+def _answer(report: "Report", json: bool, notes: tuple[str, ...], plot: Path | None = None) -> None:
     """Draw, print, and leave with 1 where the answer is an honest no."""
     from .simulator.report import contract
 
@@ -418,6 +411,7 @@ def _answer(report: Report, json: bool, notes: tuple[str, ...], plot: Path | Non
 
 def main() -> None:
     """Run the command line; the one place where outcomes become exit codes, so a crash never passes for a "no"."""
+    gc.disable()  # a query lives for a third of a second, a twentieth of it spent looking for cycles that are not there
     sys.exit(run(sys.argv[1:]))
 
 
