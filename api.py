@@ -10,26 +10,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import DATA_DATE
 from .calibrate import store
 from .calibrate.transfer import Calibrations
-from .dtypes import DType
 from .errors import InputError
 from .hwspecs.device import Device, Fact, Fleet, Host, Kind, Source
 from .hwspecs.load import fleet_of, load, names
 from .hwspecs.load import load_fleet as _load_fleet
 from .simulator import answers as a
-from .simulator.estimate import Estimate, Tier, total
-from .simulator.explain import Row, cause, known, operator_class, quantity, rate, rows_of, sentence, shares
+from .simulator.estimate import total
+from .simulator.explain import known, quantity, rate, rows_of, sentence, shares
 from .simulator.inference import decode_step, prefill, swap_out
 from .simulator.liveness import peaks
 from .simulator.lowering.decoder import lower
-from .simulator.memory import Ledger, kv_cache_bytes, peak_steps
+from .simulator.memory import ALLOCATED, RESERVED, Ledger, TensorClass, kv_cache_bytes, peak_steps
 from .simulator.planner import fit
 from .simulator.planner.domain import precisions
 from .simulator.planner.fit import Candidate, Verdict, Wishes
+from .simulator.report.account import UNNAMED, evidence_of, explain_row, flags_of, layout_of, question_of
 from .simulator.report.contract import envelope
-from .simulator.scenario import Engine, Numerics, Phase, Scenario, Sharding, Step
+from .simulator.scenario import Engine, Numerics, Phase, Scenario, Sharding
 from .simulator.schedule import price
 from .simulator.workload import zoo
 from .simulator.workload.model import Model
@@ -90,7 +89,7 @@ def _unnamed(
     device = dataclasses.replace(
         like,
         key="unnamed",
-        file="--vram/--bandwidth",
+        file=UNNAMED,
         name="unnamed card",
         sources={"stated": stated},
         architecture="unknown",
@@ -114,7 +113,10 @@ def load_calibrations(fleet: Fleet, path: str | None = None) -> Calibrations:
     files: list[Path] = []
     for place in places:
         if place.is_dir():
-            files += sorted(place.glob("*.json"))
+            found = sorted(place.glob("*.json"))
+            if not found:
+                raise InputError("no calibration files (*.json) in it", file=str(place), key="calibration")
+            files += found
         elif place.is_file():
             files.append(place)
         else:
@@ -148,10 +150,11 @@ def ask_fit(scenario: Scenario, calibrations: Calibrations, wishes: Wishes | Non
     from .simulator.remedies import remedies
 
     wishes = wishes or Wishes()
-    plan, chosen, (step, operators) = fit.choose(scenario, wishes, calibrations)
+    choice = fit.choose(scenario, wishes, calibrations)
+    plan, chosen, (step, operators) = choice
     decided = chosen.scenario
     rows, parts = rows_of(operators, calibrations), shares(operators)
-    reach = _reach(chosen)
+    reach, fits = _reach(chosen), chosen.verdict is not Verdict.NO
     answer = a.FitAnswer(
         verdict=chosen.verdict.label,
         needed=_needed(chosen.memory),
@@ -161,21 +164,20 @@ def ask_fit(scenario: Scenario, calibrations: Calibrations, wishes: Wishes | Non
         max_users=reach[1],
         limits_hold=max(chosen.verdict, Verdict.TIGHT).label,
         swap_bytes=float(kv_cache_bytes(decided.but(batch=1)).max()),
-        swap=_swap(decided, calibrations),
-        prefill=quantity(prefill(decided, calibrations)),
-        decode_step=quantity(step),
-        tokens_per_s_user=rate(step, 1.0, "tokens/s"),
-        tokens_per_s_total=rate(step, int(decided.batch), "tokens/s"),
-        binds=sentence("decode", parts),
-        shares=parts,
+        swap=_swap(decided, calibrations) if fits else _unfit("s"),
+        prefill=quantity(prefill(decided, calibrations)) if fits else _unfit("s"),
+        decode_step=quantity(step) if fits else _unfit("s"),
+        tokens_per_s_user=rate(step, 1.0, "tokens/s") if fits else _unfit("tokens/s"),
+        tokens_per_s_total=rate(step, int(decided.batch), "tokens/s") if fits else _unfit("tokens/s"),
+        binds=sentence("decode", parts) if fits else "memory",
+        shares=parts if fits else (),
         plan_status=plan.proof.status.value,
         plan_candidates=plan.proof.candidates,
-        plan_gap=plan.proof.gap,
-        options=tuple(_options(scenario, wishes, chosen)),
+        options=tuple(_options(scenario, wishes, choice, calibrations)),
         remedies=remedies(chosen, wishes, calibrations),
-        next_step=_next_step(chosen),
+        next_step=_next_step(chosen, wishes),
     )
-    return _report(decided, wishes, answer, evidence_of(step, rows, calibrations))
+    return _report(decided, wishes, answer, evidence_of(step, rows, calibrations) if fits else None)
 
 
 def ask_fit_models(
@@ -184,43 +186,53 @@ def ask_fit_models(
     calibrations: Calibrations,
     wishes: Wishes | None = None,
     load_: Load | None = None,
-) -> a.FitList:
+    engine: Engine | None = None,
+) -> a.Report:
     """Every model of a list on one fleet, in the order given."""
-    scenarios = (_at_load(m, fleet, load_ or Load()) for m in models)
-    return a.FitList(tuple(_fit_row(s, calibrations, wishes or Wishes()) for s in scenarios))
+    scenarios = [_at_load(m, fleet, load_ or Load(), engine) for m in models]
+    rows = tuple(_fit_row(s, calibrations, wishes or Wishes()) for s in scenarios)
+    return envelope(a.FitList(rows), warnings=_cut_contexts(scenarios, load_ or Load()))
 
 
 def ask_fit_devices(
-    model: Model, wishes: Wishes | None = None, calibration: str | None = None, load_: Load | None = None
-) -> a.FitList:
+    model: Model,
+    wishes: Wishes | None = None,
+    calibration: str | None = None,
+    load_: Load | None = None,
+    engine: Engine | None = None,
+) -> a.Report:
     """The reverse question: on which bundled device, and how many of it, does the model surely fit; smallest first."""
-    rows = []
+    wishes, rows, scenarios = wishes or Wishes(), [], []
     for device in sorted((load(Device, n) for n in names(Device)), key=lambda d: d.capacity_bytes.value):
         fleet = fleet_of(device)
-        scenario = _at_load(model, fleet, load_ or Load())
-        found = fit.fewest_devices(scenario, wishes or Wishes(), COUNTS)
-        grown = fleet.sized(found[0] if found else COUNTS[-1])
-        asked = Wishes(weights=found[1].weights, kv=found[1].kv) if found else wishes or Wishes()
+        scenario = _at_load(model, fleet, load_ or Load(), engine)
+        found = fit.fewest_devices(scenario, wishes, COUNTS)
+        grown = fleet.sized(found.devices if found else COUNTS[-1])
+        asked = wishes._replace(weights=found.numerics.weights, kv=found.numerics.kv) if found else wishes
         rows.append(_fit_row(scenario.but(fleet=grown), load_calibrations(grown, calibration), asked))
-    return a.FitList(tuple(rows))
+        scenarios.append(scenario)
+    return envelope(a.FitList(tuple(rows)), warnings=_cut_contexts(scenarios[:1], load_ or Load()))
 
 
-def _swap(scenario: Scenario, calibrations: Calibrations) -> a.Quantity:
-    """Time to move one user's KV cache to host memory; there is no other memory where the device shares the host's."""
-    if scenario.fleet.device.unified_memory:
-        return a.Quantity(None, None, None, "s", "the device computes in host memory")
-    return quantity(swap_out(scenario, calibrations))
-
-
-def _at_load(model: Model, fleet: Fleet, load_: Load) -> Scenario:
+def _at_load(model: Model, fleet: Fleet, load_: Load, engine: Engine | None) -> Scenario:
     """The scenario of one model of a list: contexts are cut to what the model was made for."""
     context, prompt = (None if n is None else min(n, model.max_context) for n in (load_.context, load_.prompt))
-    return make_scenario(model, fleet, batch=load_.batch, context=context, prompt=prompt)
+    return make_scenario(model, fleet, batch=load_.batch, context=context, prompt=prompt, engine=engine)
+
+
+def _cut_contexts(scenarios: list[Scenario], load_: Load) -> tuple[str, ...]:
+    """What a reader must know where a model ends before the context that was asked for."""
+    asked = load_.context or 0
+    cut = [f"{s.model.name} {s.model.max_context:,}" for s in scenarios if s.model.max_context < asked]
+    return (f"context {asked:,} cut to the model's own limit: {', '.join(cut)}",) if cut else ()
 
 
 def _fit_row(scenario: Scenario, calibrations: Calibrations, wishes: Wishes) -> a.FitRow:
-    _, chosen, (step, operators) = fit.choose(scenario, wishes, calibrations)
-    decided = chosen.scenario
+    try:
+        _, chosen, (step, operators) = fit.choose(scenario, wishes, calibrations)
+    except fit.NoLayoutError as error:
+        return _row_withoutlayout_of(scenario, wishes, error.problem)
+    decided, fits = chosen.scenario, chosen.verdict is not Verdict.NO
     context, users = _reach(chosen)
     parts = shares(operators)
     return a.FitRow(
@@ -230,16 +242,57 @@ def _fit_row(scenario: Scenario, calibrations: Calibrations, wishes: Wishes) -> 
         verdict=chosen.verdict.label,
         weights=decided.numerics.weights.name,
         kv=decided.numerics.kv.value,
-        layout=_layout(decided.sharding),
+        layout=layout_of(decided.sharding),
+        batch=int(decided.batch),
+        context=int(decided.context),
         needed=_needed(chosen.memory),
         max_context=context,
         max_users=users,
-        prefill=quantity(prefill(decided, calibrations)),
-        tokens_per_s_user=rate(step, 1.0, "tokens/s"),
-        binds=sentence("decode", parts),
-        weakest=step.weakest_tier().label,
-        note=parts[0].name if parts else "",
+        prefill=quantity(prefill(decided, calibrations)) if fits else _unfit("s"),
+        tokens_per_s_user=rate(step, 1.0, "tokens/s") if fits else _unfit("tokens/s"),
+        binds=sentence("decode", parts) if fits else "memory",
+        weakest=step.weakest_tier().label if fits else "",
+        note=parts[0].name if fits else "memory",
     )
+
+
+def _row_withoutlayout_of(scenario: Scenario, wishes: Wishes, problem: str) -> a.FitRow:
+    """The row of a model that the pinned layout cannot cut."""
+    numerics, none = (
+        precisions(scenario.model, wishes.weights, wishes.kv)[0],
+        a.Quantity(None, None, None, "B", problem),
+    )
+    return a.FitRow(
+        model=scenario.model.name,
+        device=scenario.fleet.device.key,
+        device_count=scenario.fleet.count,
+        verdict=Verdict.NO.label,
+        weights=numerics.weights.name,
+        kv=numerics.kv.value,
+        layout=layout_of(Sharding(wishes.tp or 1, wishes.pp or 1)),
+        batch=int(scenario.batch),
+        context=int(scenario.context),
+        needed=none,
+        max_context=0,
+        max_users=0,
+        prefill=none._replace(unit="s"),
+        tokens_per_s_user=none._replace(unit="tokens/s"),
+        binds=problem,
+        weakest="",
+        note="layout",
+    )
+
+
+def _unfit(unit: str) -> a.Quantity:
+    """A speed nobody can have: the model does not fit."""
+    return a.Quantity(None, None, None, unit, "does not fit")
+
+
+def _swap(scenario: Scenario, calibrations: Calibrations) -> a.Quantity:
+    """Time to move one user's KV cache to host memory; there is no other memory where the device shares the host's."""
+    if scenario.fleet.device.unified_memory:
+        return a.Quantity(None, None, None, "s", "the device computes in host memory")
+    return quantity(swap_out(scenario, calibrations))
 
 
 def _reach(chosen: Candidate) -> tuple[int, int]:
@@ -248,29 +301,29 @@ def _reach(chosen: Candidate) -> tuple[int, int]:
     return fit.max_context(chosen.scenario, level), fit.max_users(chosen.scenario, level)
 
 
-def _options(scenario: Scenario, wishes: Wishes, chosen: Candidate) -> Iterator[a.Option]:
-    """For every precision of the domain the layout with the best verdict, with least memory among equals."""
+def _options(scenario: Scenario, wishes: Wishes, chosen: fit.Choice, calibrations: Calibrations) -> Iterator[a.Option]:
+    """For every precision of the domain what `fits` would answer if it were pinned."""
     for numerics in precisions(scenario.model, wishes.weights, wishes.kv):
-        if numerics == chosen.scenario.numerics:
-            best = chosen
-        else:
-            ranked = fit.candidates(scenario, numerics, wishes)
-            best = max(ranked, key=lambda c: (c.verdict, -float(np.max(c.memory.total_bytes()))))
+        pinned = wishes._replace(weights=numerics.weights, kv=numerics.kv)
+        own = numerics == chosen.plan.scenario.numerics
+        _, best, (step, _) = chosen if own else fit.choose(scenario, pinned, calibrations)
+        fits = best.verdict is not Verdict.NO
         yield a.Option(
-            numerics.weights.name,
-            numerics.kv.value,
-            _layout(best.scenario.sharding),
-            best.verdict.label,
-            _needed(best.memory),
+            weights=numerics.weights.name,
+            kv=numerics.kv.value,
+            layout=layout_of(best.scenario.sharding),
+            verdict=best.verdict.label,
+            needed=_needed(best.memory),
+            max_users=fit.max_users(best.scenario, best.verdict) if fits else 0,
+            tokens_per_s_user=rate(step, 1.0, "tokens/s") if fits else _unfit("tokens/s"),
         )
 
 
-def _next_step(chosen: Candidate) -> str:
-    model, gpu = chosen.scenario.model.origin, chosen.scenario.fleet.label
-    name = chosen.scenario.model.name if model == "bundled" else model
+def _next_step(chosen: Candidate, wishes: Wishes) -> str:
+    again = flags_of(chosen.scenario, wishes)
     if chosen.verdict is Verdict.NO:
-        return f"roofplan memory {name} --gpu {gpu}   (what takes the room)"
-    return f"roofplan explain {name} --gpu {gpu} --batch {chosen.scenario.batch}   (where the time goes)"
+        return f"roofplan memory {again}   (what takes the room)"
+    return f"roofplan explain {again}   (where the time goes)"
 
 
 def ask_ledger(scenario: Scenario, wishes: Wishes | None = None, calibrations: Calibrations | None = None) -> a.Report:
@@ -284,6 +337,10 @@ def ask_ledger(scenario: Scenario, wishes: Wishes | None = None, calibrations: C
     def at(values: object) -> float:
         return float(np.broadcast_to(np.asarray(values, float), (decided.sharding.pp,))[stage])
 
+    def ranged(classes: tuple[TensorClass, ...]) -> a.Quantity:
+        usual, low, high = (at(sum_(classes)) for sum_ in (memory.total_bytes, memory.low_bytes, memory.high_bytes))
+        return known(usual, low, high, "B")
+
     rows = tuple(
         a.MemoryRow(
             e.tensor_class.value, e.tier.value, known(at(e.bytes), at(e.low_bytes), at(e.high_bytes), "B"), e.basis
@@ -292,15 +349,14 @@ def ask_ledger(scenario: Scenario, wishes: Wishes | None = None, calibrations: C
     )
     is_last = stage == decided.sharding.pp - 1
     largest = max((peaks(lower(decided, s))[is_last] for s in peak_steps(decided)), key=lambda p: float(p.bytes))
-    allocated, reserved = at(memory.allocated_bytes()), at(memory.reserved_bytes())
     answer = a.MemoryAnswer(
         verdict=chosen.verdict.label,
         stage=stage,
         stages=decided.sharding.pp,
         rows=rows,
-        allocated=known(allocated, allocated, allocated, "B"),
-        reserved=known(reserved, reserved, reserved, "B"),
-        nvidia_smi=known(at(memory.total_bytes()), at(memory.low_bytes()), at(memory.high_bytes()), "B"),
+        allocated=ranged(ALLOCATED),
+        reserved=ranged(RESERVED),
+        nvidia_smi=ranged(tuple(TensorClass)),
         capacity_bytes=decided.fleet.usable_bytes(),
         budget_bytes=fit.budget_bytes(decided),
         activation_peak_at=largest.at,
@@ -319,103 +375,25 @@ def explain_step(
     calibrations = calibrations or load_calibrations(scenario.fleet)
     wishes = wishes or Wishes()
     decided = fit.choose(scenario, wishes, calibrations).plan.scenario
-    step = decode_step(decided) if phase is Phase.DECODE else _first_chunk(decided)
+    step = decode_step(decided) if phase is Phase.DECODE else peak_steps(decided)[0]
     operators = price(lower(decided, step), decided, calibrations)
     rows, parts = rows_of(operators, calibrations), shares(operators)
     whole = total(row.time for row in rows)
     answer = a.ExplainAnswer(
         phase=phase.value,
-        rows=tuple(_explain_row(row, float(whole.time_s)) for row in rows),
+        step_tokens=float(np.asarray(step.sequences, float) * np.asarray(step.new_tokens, float)),
+        rows=tuple(explain_row(row, float(whole.time_s), decided.fleet.device) for row in rows),
         total=quantity(whole),
         binds=sentence(phase.value, parts),
         shares=parts,
-        peak_flops_per_s=decided.fleet.device.peak_flops_per_s(DType.BF16).value,
         bandwidth_bytes_per_s=decided.fleet.device.bandwidth_bytes_per_s.value,
     )
     return _report(decided, wishes, answer, evidence_of(whole, rows, calibrations))
 
 
-def _first_chunk(scenario: Scenario) -> Step:
-    """The first chunk of every user's prompt, as an engine would batch it."""
-    return Step(Phase.PREFILL, scenario.batch, min(int(scenario.prompt), scenario.engine.max_batched_tokens), 0)
-
-
-def _explain_row(row: Row, whole: float) -> a.ExplainRow:
-    compute, memory, floor, link = (float(np.sum(t)) for t in row.time.terms.stack())
-    return a.ExplainRow(
-        operator_class=operator_class(row.table),
-        operator=row.label,
-        layer=row.layer,
-        kernel=str(row.table.kernel),
-        repetitions=row.repetitions,
-        flops=row.flops,
-        bytes=row.traffic_bytes,
-        time=quantity(row.time),
-        compute_s=compute,
-        memory_s=memory,
-        floor_s=floor,
-        link_s=link,
-        bound=cause(row.table, row.time.bound()),
-        share=float(row.time.time_s) / whole,
-        tier=row.resolved.tier.label,
-        note=row.resolved.reason,
-    )
-
-
-def evidence_of(time: Estimate, rows: list[Row], calibrations: Calibrations) -> a.Evidence:
-    """What a time rests on: tiers by share, calibrations with hashes, hardware sources."""
-    whole = max(float(np.sum(time.time_s)), 1e-300)
-    used: dict[tuple[str, Tier, str], float] = {}
-    for row in rows:
-        key = (row.resolved.calibration.id, row.resolved.tier, row.resolved.reason)
-        used[key] = used.get(key, 0.0) + float(np.sum(row.time.time_s))
-    everything = sum(used.values()) or 1.0
-    files = {row.resolved.calibration.id: row.resolved.calibration.file for row in rows}
-    device = calibrations.fleet.device
-    return a.Evidence(
-        weakest=time.weakest_tier().label,
-        tiers=tuple(a.TierShare(tier.label, share) for tier, share in time.evidence().items()),
-        calibrations=tuple(
-            a.CalibrationUse(id_, tier.label, seconds / everything, reason, store.digest(Path(files[id_])))
-            for (id_, tier, reason), seconds in sorted(used.items(), key=lambda item: -item[1])
-        ),
-        extrapolated_share=float(np.sum(time.extrapolated_s)) / whole,
-        sources=tuple(f"{s.publisher}: {s.title}" for s in device.sources.values()),
-        data_date=DATA_DATE,
-    )
-
-
 def _needed(memory: Ledger) -> a.Quantity:
     low, usual, high = (float(np.max(f())) for f in (memory.low_bytes, memory.total_bytes, memory.high_bytes))
     return known(usual, low, high, "B")
-
-
-def _layout(sharding: Sharding) -> a.Layout:
-    return a.Layout(sharding.tp, sharding.pp, sharding.devices)
-
-
-def question_of(scenario: Scenario, wishes: Wishes) -> a.Question:
-    """The scenario as the JSON contract shows it."""
-    pinned = tuple(name for name, value in wishes._asdict().items() if value is not None)
-    weights = scenario.numerics.weights
-    return a.Question(
-        model=scenario.model.name,
-        model_origin=scenario.model.origin,
-        device=scenario.fleet.device.key,
-        device_count=scenario.fleet.count,
-        host_memory_bytes=scenario.fleet.host_memory_bytes,
-        batch=int(scenario.batch),
-        context=int(scenario.context),
-        prompt=int(scenario.prompt),
-        weights=weights.name,
-        bits_per_weight=weights.bits_per_weight,
-        kv=scenario.numerics.kv.value,
-        layout=_layout(scenario.sharding),
-        memory_utilization=scenario.engine.memory_utilization,
-        max_batched_tokens=scenario.engine.max_batched_tokens,
-        routing=f"{scenario.engine.routing.value} {scenario.engine.routing_alpha:g}",
-        pinned=pinned,
-    )
 
 
 def _report(scenario: Scenario, wishes: Wishes, answer: a.Answer, evidence: a.Evidence | None) -> a.Report:

@@ -1,8 +1,10 @@
 """The command line: parses, calls the public functions, prints. No model lives here."""
 
+import contextlib
 import functools
 import gc
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from .simulator.answers import Answer, Report
     from .simulator.catalogue import CatalogueAnswer
     from .simulator.planner.fit import Wishes
-    from .simulator.scenario import Scenario
+    from .simulator.scenario import Engine, Scenario
 
 EXIT_CODES = (
     "Exit codes: 0 yes; 1 an honest no; 2 bad input; 3 the environment lacks something; 70 internal; 130 interrupt."
@@ -137,18 +139,20 @@ class Asked:
         weights = None if self.weights is None else weight_format(self.weights)
         return Wishes(weights, None if self.kv is None else kv_format(self.kv), self.tp, self.pp)
 
-    def scenario(self, model: str) -> "tuple[Scenario, Wishes, Calibrations, tuple[str, ...]]":
-        """The whole question, everything checked before anything is computed."""
-        from . import api
+    def engine(self) -> "Engine":
+        """The knobs of the serving engine."""
         from .simulator.scenario import Engine
 
         tokens = parse_count(self.max_batched_tokens, "--max-batched-tokens")
-        engine = Engine(self.memory_utilization, tokens, graphs=self.graphs)
+        return Engine(self.memory_utilization, tokens, graphs=self.graphs)
+
+    def scenario(self, model: str) -> "tuple[Scenario, Wishes, Calibrations, tuple[str, ...]]":
+        """The whole question, everything checked before anything is computed."""
+        from . import api
+
+        engine = self.engine()
         wishes, load = self.wishes(), self.load()
         loaded = api.load_model(model)
-        if wishes.weights is not None and (loaded.stored or loaded.native.bits_per_weight < 16):
-            remedy = "drop --weights: a quantised file is what it is"
-            raise InputError(f"{loaded.name} is stored in {loaded.native.name}", key="--weights", remedy=remedy)
         fleet, notes = self.fleet()
         calibrations = api.load_calibrations(fleet, self.calibration)
         return api.make_scenario(loaded, fleet, engine=engine, **load._asdict()), wishes, calibrations, notes
@@ -216,16 +220,17 @@ def fits(
     from . import api
 
     unnamed = asked.gpu is None and asked.vram is None and asked.bandwidth is None
+    wishes, load, engine = asked.wishes(), asked.load(), asked.engine()
     if model is None:
         fleet, notes = asked.fleet()
         calibrations = api.load_calibrations(fleet, asked.calibration)
         zoo = [api.load_model(name) for name in _model_names()]
-        _plain(api.ask_fit_models(zoo, fleet, calibrations, asked.wishes(), asked.load()), json, notes)
+        _answer(api.ask_fit_models(zoo, fleet, calibrations, wishes, load, engine), json, notes)
         return
     if unnamed and asked.fleet()[0].device.vendor == "cpu":
-        note = "no GPU in this machine: for each listed device the smallest count that fits; --gpu asks about one"
-        listed = api.ask_fit_devices(api.load_model(model), asked.wishes(), asked.calibration, asked.load())
-        _plain(listed, json, (note,))
+        note = "no GPU in this machine: for each listed device the smallest count that fits (8 where none does)"
+        listed = api.ask_fit_devices(api.load_model(model), wishes, asked.calibration, load, engine)
+        _answer(listed, json, (note,))
         return
     scenario, wishes, calibrations, notes = asked.scenario(model)
     _answer(api.ask_fit(scenario, calibrations, wishes), json, notes)
@@ -267,9 +272,9 @@ HardwareName = Annotated[str, typer.Argument(help="Bundled name or your own .tom
 @hw.command("list")
 def hw_list(json: Json = False) -> None:
     """Every bundled GPU, host, link and cluster."""
-    from .hwspecs import sheet
+    from .simulator.report import hardware
 
-    _plain(sheet.list_all(), json)
+    _plain(hardware.list_all(), json)
 
 
 @hw.command("show")
@@ -279,13 +284,13 @@ def hw_show(
     json: Json = False,
 ) -> None:
     """Every number of a hardware file with its source."""
-    from .hwspecs import sheet
+    from .simulator.report import hardware
 
-    part = sheet.find(name)
+    part = hardware.find(name)
     if toml:
         typer.echo(Path(part.file).read_text(encoding="utf-8"), nl=False)
         return
-    _plain(sheet.sheet(part), json)
+    _plain(hardware.sheet(part), json)
 
 
 @hw.command("lint")
@@ -294,10 +299,10 @@ def hw_lint(
     json: Json = False,
 ) -> None:
     """Cross-check hardware files; exit code 1 if anything is found."""
-    from .hwspecs import sheet
+    from .simulator.report import hardware
 
-    parts = [sheet.find(name) for name in files] if files else sheet.bundled_parts()
-    _plain(sheet.lint_all(parts), json)
+    parts = [hardware.find(name) for name in files] if files else hardware.bundled_parts()
+    _plain(hardware.lint_all(parts), json)
 
 
 @hw.command("compare")
@@ -306,19 +311,19 @@ def hw_compare(
     json: Json = False,
 ) -> None:
     """Devices side by side, each number as a multiple of the first."""
-    from .hwspecs import sheet
     from .hwspecs.device import Device
     from .hwspecs.load import load
+    from .simulator.report import hardware
 
-    _plain(sheet.compare([load(Device, name) for name in devices]), json)
+    _plain(hardware.compare([load(Device, name) for name in devices]), json)
 
 
 @hw.command("schema")
 def hw_schema() -> None:
     """The keys a hardware file may have, with units and meaning."""
     from .hwspecs.device import attributes
-    from .hwspecs.sheet import PARTS
     from .simulator.report import text
+    from .simulator.report.hardware import PARTS
 
     out = text.console()
     for part in PARTS:
@@ -330,18 +335,18 @@ def hw_schema() -> None:
 @models.command("list")
 def models_list(json: Json = False) -> None:
     """Every bundled model with its size."""
-    from .simulator.workload import sheet
+    from .simulator.report import models as listed
 
-    _plain(sheet.list_all(), json)
+    _plain(listed.list_all(), json)
 
 
 @models.command("show")
 def models_show(model: Model, json: Json = False) -> None:
     """A model tensor by tensor."""
     from . import api
-    from .simulator.workload import sheet
+    from .simulator.report import models as listed
 
-    _plain(sheet.sheet(api.load_model(model)), json)
+    _plain(listed.sheet(api.load_model(model)), json)
 
 
 @app.command()
@@ -412,12 +417,17 @@ def _answer(report: "Report", json: bool, notes: tuple[str, ...], plot: Path | N
 def main() -> None:
     """Run the command line; the one place where outcomes become exit codes, so a crash never passes for a "no"."""
     gc.disable()  # a query lives for a third of a second, a twentieth of it spent looking for cycles that are not there
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if sys.stdout is not None and code in (ExitCode.SURROUNDINGS, ExitCode.READER_GONE):
+        _abandon_stdout()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run with these arguments and return the exit code."""
     try:
+        if sys.stdout is None:
+            raise SurroundingsError("standard output is closed", remedy="give it a place to go")
         result = app(args=arguments, prog_name="roofplan", standalone_mode=False)
         sys.stdout.flush()
         if result == ExitCode.INTERRUPTED:  # typer turns an interrupt inside a command into this code
@@ -428,17 +438,23 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("roofplan: interrupted", err=True)
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone; nothing is left to tell anybody
-        return ExitCode.YES
+    except (BrokenPipeError, SystemExit):  # typer leaves this way where a pipe's reader has gone
+        return ExitCode.READER_GONE
     except OSError as error:
-        where = str(error.filename) if error.filename else None
+        where = str(error.filename) if error.filename else "standard output"
         return _complain(SurroundingsError(error.strerror or str(error), file=where), arguments)
     except Exception as error:
-        usage = getattr(error, "format_message", None)
-        if usage is not None:
-            return _complain(_usage_error(error), arguments)
-        return _complain(_internal(error), arguments)
+        message = getattr(error, "format_message", None)
+        if type(error).__name__ == "NoArgsIsHelpError":  # a bare command: typer's message is the whole help
+            typer.echo(message() if message else "")
+            return ExitCode.YES
+        return _complain(_usage_error(error) if message else _internal(error), arguments)
+
+
+def _abandon_stdout() -> None:
+    """Point standard output at nothing, so that what is left in its buffer cannot fail again while Python exits."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage_error(error: Exception) -> InputError:
@@ -461,8 +477,9 @@ def _internal(error: Exception) -> RoofplanError:
 def _complain(error: RoofplanError, arguments: list[str]) -> int:
     """One line on stderr; with --json an object on stdout as well."""
     typer.echo(f"roofplan: {error.line()}", err=True)
-    if "--json" in arguments:
+    if "--json" in arguments and sys.stdout is not None:
         from .simulator.report import contract
 
-        typer.echo(contract.to_json(contract.error_report(error)))
+        with contextlib.suppress(OSError):  # where standard output itself is the trouble, the line above is all
+            typer.echo(contract.to_json(contract.error_report(error)))
     return error.exit_code

@@ -5,8 +5,8 @@
     |   `-- UnknownNameError     2   a name nobody listed, with the nearest names
     `-- SurroundingsError        3   the machine lacks something: an extra, a device, a writable place
 
-Anything else that escapes is an internal error (70); an interrupt is 130; an honest "no" is exit code 1
-and not an error at all.
+Anything else that escapes is an internal error (70); an interrupt is 130, a pipe whose reader has gone 141; an honest
+"no" is exit code 1 and not an error at all.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class ExitCode(IntEnum):
     SURROUNDINGS = 3
     INTERNAL = 70
     INTERRUPTED = 130
+    READER_GONE = 141
 
 
 class RoofplanError(Exception):

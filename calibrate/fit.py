@@ -180,6 +180,7 @@ def calibrate(device: SiliconDevice, kernel: Kernel, seed: int = 0) -> Calibrati
         own_log_sd=float(high - low) / (2 * Z_80),
         shared_log_sd=max(SHARED_FLOOR, abs(float(middle))),
         transfer_log_sd=0.0,
+        transfer_own_log_sd=0.0,
         accuracy=accuracy(predicted, judged.seconds, pure_roofline(judged, d, link)),
         provenance=Provenance(
             SOURCE, measured.file, datetime.date.today().isoformat(), len(sample.seconds), len(judged.seconds)

@@ -15,11 +15,10 @@ import numpy as np
 
 from ..dtypes import DType
 from ..errors import SurroundingsError
-from ..simulator.costs.experts import touched_experts
 from ..simulator.estimate import Array
 from ..simulator.lowering.attention import NO_WINDOW
 from ..simulator.operators import Attention, Collective, Experts, Gemm, Kernel, KernelName, Table
-from ..simulator.scenario import Routing
+from ..simulator.workload.routing import Routing, touched_experts
 
 if TYPE_CHECKING:
     import pandas as pd

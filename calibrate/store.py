@@ -107,6 +107,7 @@ def _to_json(c: Calibration) -> dict[str, Any]:
         "own_log_sd": round(c.own_log_sd, 4),
         "shared_log_sd": round(c.shared_log_sd, 4),
         "transfer_log_sd": round(c.transfer_log_sd, 4),
+        "transfer_own_log_sd": round(c.transfer_own_log_sd, 4),
         "accuracy": None if c.accuracy is None else _rounded(c.accuracy._asdict()),
         "provenance": c.provenance._asdict(),
     }
@@ -138,6 +139,7 @@ def _from_json(content: dict[str, Any], entry: dict[str, Any], file: str) -> Cal
         own_log_sd=_positive(entry["own_log_sd"], "own_log_sd"),
         shared_log_sd=_positive(entry["shared_log_sd"], "shared_log_sd"),
         transfer_log_sd=_positive(entry["transfer_log_sd"], "transfer_log_sd"),
+        transfer_own_log_sd=_positive(entry["transfer_own_log_sd"], "transfer_own_log_sd"),
         accuracy=None if entry["accuracy"] is None else _accuracy(entry["accuracy"]),
         provenance=Provenance(**entry["provenance"]),
         file=file,

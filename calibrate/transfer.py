@@ -14,13 +14,13 @@ from functools import cached_property
 
 from ..dtypes import DType
 from ..hwspecs.device import Device, Fleet
-from ..hwspecs.device import Kind as FactKind
-from ..simulator.calibration import Basis, Calibration, LatencyBandwidth, Resolved
+from ..simulator.calibration import Basis, Calibration, Denominators, LatencyBandwidth, Resolved
 from ..simulator.estimate import Tier
 from ..simulator.operators import Kernel, KernelName
 
 ANY_DEVICE = "any"
-ASSUMED_HARDWARE_LOG_SD = 0.5  # a device whose bandwidth is a guess: one to four channels, a factor of two each way
+SWITCHED_BYTES_PER_S = 100e9  # slower links between devices are PCIe
+SAME_DATASHEET = 0.05  # a file whose numbers differ by more from those a calibration was fitted with is another device
 ASSUMED_LOG_SD = 0.3  # added to a kernel that borrows another kernel's parameters: no rows to derive it from
 
 K, D = KernelName, DType
@@ -32,7 +32,8 @@ KIN: Mapping[Kernel, Kernel] = {
     Kernel(K.GEMM_WEIGHT_ONLY, D.INT8): Kernel(K.GEMM, D.BF16),
     Kernel(K.EXPERTS, D.FP16): Kernel(K.EXPERTS, D.BF16),
     Kernel(K.EXPERTS, D.FP32): Kernel(K.EXPERTS, D.BF16),
-    Kernel(K.EXPERTS, D.INT8): Kernel(K.EXPERTS, D.BF16),
+    Kernel(K.EXPERTS, D.INT8): Kernel(K.EXPERTS, D.FP8),
+    Kernel(K.EXPERTS_WEIGHT_ONLY, D.INT8): Kernel(K.EXPERTS, D.BF16),
     Kernel(K.ATTENTION_PREFILL, D.FP16): Kernel(K.ATTENTION_PREFILL, D.BF16),
     Kernel(K.ATTENTION_PREFILL, D.INT8): Kernel(K.ATTENTION_PREFILL, D.FP8),
     Kernel(K.ATTENTION_DECODE, D.FP16): Kernel(K.ATTENTION_DECODE, D.BF16),
@@ -63,10 +64,6 @@ class Calibrations:
     def _answers(self) -> dict[Kernel, Resolved]:
         return {}
 
-    @property
-    def _hardware_is_assumed(self) -> bool:
-        return self.fleet.device.bandwidth_bytes_per_s.kind is FactKind.ASSUMED
-
     def resolve(self, kernel: Kernel) -> Resolved:
         """The best calibration for the kernel on this fleet's device; remembered, and always found."""
         if kernel not in self._answers:
@@ -90,28 +87,35 @@ class Calibrations:
     def _direct(self, kernel: Kernel) -> Resolved | None:
         candidates = self._by_kernel.get(kernel, [])
         device = self.fleet.device
-        own = [c for c in candidates if c.device == device.key]
+        own = [c for c in candidates if c.device == device.key and self._same_datasheet(c, kernel)]
         if own:
             best = own[0]
             tier = Tier.ASSUMED if best.basis is Basis.ASSUMED else Tier.CALIBRATED
-            return Resolved(
-                best, tier, best.shared_log_sd, best.own_log_sd, f"{kernel}: calibrated on {best.device} ({best.id})"
-            )
+            return Resolved(best, tier, best.shared_log_sd, best.own_log_sd, f"{kernel}: calibrated on {best.id}")
         relatives = [c for c in candidates if c.device != ANY_DEVICE and _related(c, device, self.fleet)]
         if relatives:
             best = min(relatives, key=lambda c: self._distance(c, kernel))
             reason = f"{kernel}: nearest relative of {device.key} is {best.device} ({best.id})"
-            return Resolved(best, Tier.TRANSFERRED, best.transfer_log_sd, best.own_log_sd, reason)
+            return Resolved(best, Tier.TRANSFERRED, best.transfer_log_sd, best.transfer_own_log_sd, reason)
         pooled = [c for c in candidates if c.device == ANY_DEVICE]
         if pooled:
             best = pooled[0]
-            measured = best.basis is Basis.POOLED and not self._hardware_is_assumed
-            tier = Tier.DATASHEET if measured else Tier.ASSUMED
+            tier = Tier.DATASHEET if best.basis is Basis.POOLED else Tier.ASSUMED
             what = "pooled fractions of all devices" if best.basis is Basis.POOLED else "assumed constants"
             reason = f"{kernel}: datasheet and {what} ({best.id})"
-            shared = math.hypot(best.transfer_log_sd, ASSUMED_HARDWARE_LOG_SD if self._hardware_is_assumed else 0.0)
-            return Resolved(best, tier, shared, best.own_log_sd, reason)
+            return Resolved(best, tier, best.transfer_log_sd, best.transfer_own_log_sd, reason)
         return None
+
+    def _same_datasheet(self, calibration: Calibration, kernel: Kernel) -> bool:
+        """Whether the device's numbers are those the calibration's fractions refer to: a key alone proves nothing."""
+        d = calibration.denominators
+        if isinstance(calibration.parameters, LatencyBandwidth):
+            pairs = [(self.fleet.interconnect.bandwidth_bytes_per_s.value, d.link_bytes_per_s)]
+        else:
+            peak = self.fleet.device.peak_flops_per_s(kernel.arithmetic).value
+            bandwidth = self.fleet.device.bandwidth_bytes_per_s.value
+            pairs = [(peak, d.peak_flops_per_s), (bandwidth, d.bandwidth_bytes_per_s)]
+        return all(abs(here / there - 1) <= SAME_DATASHEET for here, there in pairs)
 
     def _distance(self, calibration: Calibration, kernel: Kernel) -> tuple[bool, float]:
         """Another architecture or the same, then |log| of the ratio of bytes per FLOP of the two devices."""
@@ -125,7 +129,11 @@ def _related(calibration: Calibration, device: Device, fleet: Fleet) -> bool:
     """Same matrix instructions; for collectives also the same kind of link (switched NVLink or PCIe)."""
     if calibration.architecture_class != device.architecture_class:
         return False
-    if isinstance(calibration.parameters, LatencyBandwidth):
-        fast = fleet.interconnect.bandwidth_bytes_per_s.value > 100e9
-        return fast == (calibration.denominators.link_bytes_per_s > 100e9)
-    return True
+    link = fleet.interconnect.bandwidth_bytes_per_s.value
+    return may_lend(calibration, calibration.denominators._replace(link_bytes_per_s=link))
+
+
+def may_lend(calibration: Calibration, target: Denominators) -> bool:
+    """Collectives over switched NVLink say nothing about PCIe, nor the other way round."""
+    fast, here = (d.link_bytes_per_s > SWITCHED_BYTES_PER_S for d in (calibration.denominators, target))
+    return fast == here or not isinstance(calibration.parameters, LatencyBandwidth)

@@ -20,23 +20,24 @@ from ..errors import SurroundingsError
 from .device import Device, Fact, Fleet, Kind, Source
 from .load import ROOT, fleet_of, load
 
-# Dense bf16 FLOPs per clock and multiprocessor with fp32 accumulation, CUDA cores per multiprocessor, class; by compute
-# capability (CUDA programming guide, arithmetic throughput; GeForce halves fp32 accumulation).
+# Class, dense bf16 FLOPs per clock and multiprocessor with fp32 accumulation, CUDA cores per multiprocessor, by compute
+# capability (CUDA programming guide, arithmetic throughput).
 _ARCHITECTURE: Mapping[tuple[int, int], tuple[str, str, int, int]] = MappingProxyType(
     {
         (7, 0): ("volta", "mma.sync", 1024, 64),
-        (7, 5): ("turing", "mma.sync", 512, 64),
+        (7, 5): ("turing", "mma.sync", 1024, 64),
         (8, 0): ("ampere", "mma.sync", 2048, 64),
-        (8, 6): ("ampere", "mma.sync", 512, 128),
-        (8, 7): ("ampere", "mma.sync", 512, 128),
-        (8, 9): ("ada", "mma.sync", 512, 128),
+        (8, 6): ("ampere", "mma.sync", 1024, 128),
+        (8, 7): ("ampere", "mma.sync", 1024, 128),
+        (8, 9): ("ada", "mma.sync", 1024, 128),
         (9, 0): ("hopper", "wgmma", 4096, 128),
-        (10, 0): ("blackwell", "wgmma", 8192, 128),
-        (12, 0): ("blackwell", "mma.sync", 512, 128),
+        (10, 0): ("blackwell", "tcgen05", 8192, 128),
+        (12, 0): ("blackwell", "mma.sync", 1024, 128),
     }
 )
 
 
+HALVED_LINES = ("GeForce", "TITAN RTX")  # consumer cards run fp32 accumulation at half rate; professional ones do not
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia")  # loading NVML costs more than looking for these
 
 
@@ -70,10 +71,14 @@ def _nvidia(host_memory_bytes: float | None) -> Detected | None:
             return None
         devices = [_describe(pynvml, handle) for handle in handles]
         device, notes = devices[0]
-        alike = [d for d, _ in devices if d.name == device.name and d.capacity_bytes == device.capacity_bytes]
+        alike = [
+            handle
+            for handle, (d, _) in zip(handles, devices, strict=True)
+            if (d.key, d.capacity_bytes) == (device.key, device.capacity_bytes)
+        ]
         if len(alike) < len(devices):
             notes = (*notes, f"{len(devices) - len(alike)} unlike devices of this machine are left out")
-        free = min(float(pynvml.nvmlDeviceGetMemoryInfo(h).free) for h in handles[: len(alike)])
+        free = min(float(pynvml.nvmlDeviceGetMemoryInfo(h).free) for h in alike)
         fleet = fleet_of(device, len(alike), None, host_memory_bytes)
         # A process brings its own context, which free memory does not know about yet; the ledger counts it.
         return Detected(replace(fleet, free_bytes=min(free, device.capacity_bytes.value)), notes)
@@ -127,7 +132,10 @@ def _describe(nvml: Any, handle: Any) -> tuple[Device, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     if key is None:
         device = _draft(nvml, parent, name)
-        notes = (f"{name} is not listed: bandwidth and rates are derived from what its driver reports",)
+        notes = (
+            f"{name} is not listed: bandwidth and rates are derived from what its driver reports, devices are taken to "
+            "be joined by PCIe",
+        )
     else:
         device = load(Device, key)
     if is_slice:
@@ -173,6 +181,8 @@ def _draft(nvml: Any, handle: Any, name: str) -> Device:
         remedy = "describe it: `roofplan hw show rtx-4090 --toml > mine.toml`, edit, --gpu mine.toml"
         raise SurroundingsError(f"unknown GPU {name} of compute capability {capability}", remedy=remedy)
     architecture, class_, ops, cores_per_sm = _ARCHITECTURE[capability]
+    if any(line in name for line in HALVED_LINES):
+        ops //= 2
     driver = Source(f"NVML of {name}", "NVIDIA driver", "queried on this machine")
     sms = nvml.nvmlDeviceGetNumGpuCores(handle) / cores_per_sm
     clock = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM) * 1e6

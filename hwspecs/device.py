@@ -73,6 +73,14 @@ def word(meaning: str, required: bool = True) -> Any:
     return field(metadata=metadata) if required else field(default="", metadata=metadata)
 
 
+# What a device without matrix units for a format computes it in; 16-bit formats stand in for each other.
+WIDENED_TO: Mapping[DType, tuple[DType, ...]] = {
+    DType.FP32: (),
+    DType.BF16: (DType.FP16, DType.FP32),
+    DType.FP16: (DType.BF16, DType.FP32),
+}
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Part:
     """What every hardware file has: a key (its file name), a printed name and its table of sources."""
@@ -115,15 +123,12 @@ class Device(Part):
     unified_memory: bool = field(default=False, metadata={"type": "flag", "meaning": "memory shared with the host"})
 
     def peak_flops_per_s(self, dtype: DType) -> Fact:
-        """Dense peak of the format; fp16 and bf16 stand in for each other, narrower formats for wider hardware do not.
-
-        A device without matrix units for a format computes it in bf16 (then fp16, then fp32) after conversion.
-        """
-        for candidate in (dtype, DType.BF16, DType.FP16, DType.FP32):
+        """Dense peak of the format: its own, else that of a format it is widened to, never that of a narrower one."""
+        for candidate in (dtype, *WIDENED_TO.get(dtype, (DType.BF16, DType.FP16, DType.FP32))):
             if candidate in self.peak_dense_flops_per_s:
                 return self.peak_dense_flops_per_s[candidate]
         raise InputError(
-            "no usable matrix rate", file=self.file, key="peak_dense_flops_per_s", remedy="give at least bf16 or fp32"
+            "no rate to compute in", file=self.file, key=f"peak_dense_flops_per_s.{dtype}", remedy="add it"
         )
 
     def computes(self, dtype: DType) -> bool:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent
 FOLDERS: Mapping[type[Part], str] = {Device: "gpus", Host: "hosts", Link: "links", Cluster: "clusters"}
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 1_000_000
-MAX_DEVICES = 4096
+MAX_DEVICES = 8
 
 PartT = TypeVar("PartT", bound=Part)
 _COPY_ONE = "start from a working file: `roofplan hw show rtx-4090 --toml`"
@@ -41,8 +41,17 @@ def path_of(part: type[Part], name: str) -> Path:
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
     known = names(part)
     if key not in known:
+        close = [k for k in known if _bare(k) == _bare(key) or k.startswith(f"{key}-") or k.endswith(f"-{key}")]
+        if part is Device and len(close) == 1:  # what people type; references between files are exact
+            return ROOT / FOLDERS[part] / f"{close[0]}.toml"
+        if "/" in name or os.path.exists(name):  # noqa: PTH110 - Path.exists raises on a name too long
+            raise InputError("not a hardware file", file=name, remedy="give the path of a .toml file or a bundled name")
         raise UnknownNameError(part.__name__.lower(), name, known, listing="roofplan hw list")
     return ROOT / FOLDERS[part] / f"{key}.toml"
+
+
+def _bare(name: str) -> str:
+    return "".join(ch for ch in name if ch.isalnum())
 
 
 def load(part: type[PartT], name: str) -> PartT:
@@ -88,7 +97,11 @@ def read(part: type[PartT], path: Path) -> PartT:
     fields = {f.name: f for f in dataclasses.fields(part) if f.metadata["type"] != "internal"}
     for key in table:
         if key not in fields:
-            raise UnknownNameError("key", key, fields, listing=f"{file}: `roofplan hw schema`")
+            import difflib
+
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise InputError("unknown key", file=file, key=key, remedy=f"{hint}`roofplan hw schema` lists them all")
     values: dict[str, Any] = {}
     for name, f in fields.items():
         if name in table:
@@ -134,7 +147,9 @@ def _rates(raw: object, file: str, key: str, sources: Mapping[str, Source]) -> M
         raise InputError("must be a table of numbers by format", file=file, key=key, value=raw, remedy=_COPY_ONE)
     for name in raw:
         if name not in set(DType):
-            raise UnknownNameError("number format", name, list(DType), listing=f"{file}: {key}: `roofplan hw schema`")
+            raise InputError(
+                "unknown number format", file=file, key=f"{key}.{name}", remedy=f"known: {', '.join(DType)}"
+            )
     return MappingProxyType({DType(k): _fact(v, file, f"{key}.{k}", sources) for k, v in raw.items()})
 
 
@@ -168,7 +183,8 @@ def load_fleet(name: str, host: str | None = None, host_memory_bytes: float | No
         if match and not os.path.isfile(name):  # noqa: PTH113 - Path.is_file raises on a name too long
             count, name = int(match.group(1)), match.group(2)
     if not 1 <= count <= MAX_DEVICES:
-        raise InputError(f"number of devices must lie between 1 and {MAX_DEVICES}", key="--gpu", value=count)
+        problem = f"number of devices of one node must lie between 1 and {MAX_DEVICES}"
+        raise InputError(problem, key="--gpu", value=count, remedy="several nodes are not modelled yet")
     device = load(Device, name)
     return fleet_of(device, count, load(Host, host) if host else None, host_memory_bytes)
 

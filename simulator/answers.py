@@ -14,7 +14,10 @@ SCHEMA_VERSION = 1
 
 
 class Quantity(NamedTuple):
-    """A number with its 80 % interval and unit. `reason` says why the value is null where it is."""
+    """A number with its unit and interval: 80 % for times and rates, lowest to highest for bytes.
+
+    `reason` says why the value is null where it is.
+    """
 
     value: float | None
     low: float | None
@@ -121,13 +124,15 @@ class Remedy(NamedTuple):
 
 
 class Option(NamedTuple):
-    """One precision of the domain with the best verdict any layout reaches."""
+    """What the answer would be with this precision pinned."""
 
     weights: str
     kv: str
     layout: Layout
     verdict: str
     needed: Quantity
+    max_users: int
+    tokens_per_s_user: Quantity
 
 
 class FitAnswer(NamedTuple):
@@ -150,7 +155,6 @@ class FitAnswer(NamedTuple):
     shares: tuple[Share, ...]
     plan_status: str
     plan_candidates: int
-    plan_gap: float
     options: tuple[Option, ...]
     remedies: tuple[Remedy, ...]
     next_step: str
@@ -166,6 +170,8 @@ class FitRow(NamedTuple):
     weights: str
     kv: str
     layout: Layout
+    batch: int
+    context: int
     needed: Quantity
     max_context: int
     max_users: int
@@ -199,6 +205,8 @@ class ExplainRow(NamedTuple):
     link_s: float
     bound: str
     share: float
+    arithmetic: str
+    peak_flops_per_s: float
     tier: str
     note: str
 
@@ -207,11 +215,11 @@ class ExplainAnswer(NamedTuple):
     """A step operator by operator, the longest last in the sentence that names what binds."""
 
     phase: str
+    step_tokens: float
     rows: tuple[ExplainRow, ...]
     total: Quantity
     binds: str
     shares: tuple[Share, ...]
-    peak_flops_per_s: float
     bandwidth_bytes_per_s: float
 
 

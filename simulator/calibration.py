@@ -92,7 +92,8 @@ class Calibration(NamedTuple):
 
     `residual_quantiles` are the 10, 50 and 90 % quantiles of log(measured / predicted) on held-out rows;
     `own_log_sd` their spread, `shared_log_sd` how much the whole table of another engine's kernel is displaced,
-    `transfer_log_sd` the error observed when such parameters priced another device.
+    `transfer_log_sd` and
+    `transfer_own_log_sd` are the displacement and the spread seen when such parameters priced other devices.
     """
 
     device: str
@@ -110,6 +111,7 @@ class Calibration(NamedTuple):
     own_log_sd: float
     shared_log_sd: float
     transfer_log_sd: float
+    transfer_own_log_sd: float
     accuracy: Accuracy | None
     provenance: Provenance
     file: str = ""

@@ -1,9 +1,10 @@
 """Times with their terms, their error and their evidence, and the arithmetic by which they add.
 
-An error has two parts. The *shared* part (a calibration that is 5 % too fast is so for every operator it prices)
-adds up linearly; the *own* part of each operator (this shape is an odd one) adds in quadrature. Both are carried
-through sums as a standard deviation and a variance in seconds, and become an interval only at the end: adding
-lows and highs would over-cover, plain quadrature would under-cover. Evidence is the share of time by tier.
+An error has two parts. The *shared* part (a calibration that is 5 % too fast is so for every operator it prices) adds
+up linearly, between calibrations too, which is the cautious side; the *own* part of each operator (this shape is an odd
+one) adds in quadrature. Both are carried through sums as a standard deviation and a variance in seconds, and become an
+interval only at the end: adding lows and highs would over-cover, plain quadrature would under-cover. Evidence is the
+share of time by tier.
 """
 
 from __future__ import annotations
@@ -200,16 +201,34 @@ def total(estimates: Iterable[Estimate]) -> Estimate:
     return nothing() if result is None else result
 
 
+GUESSED_HARDWARE_LOG_SD = 0.5  # a rate nobody stated: a factor of two either way is within two deviations
+
+
 def priced(
-    terms: Terms, *, tier: Tier, shared_log_sd: float, own_log_sd: npt.ArrayLike, extrapolated: npt.ArrayLike = False
+    terms: Terms,
+    *,
+    tier: Tier,
+    shared_log_sd: float,
+    own_log_sd: npt.ArrayLike,
+    extrapolated: npt.ArrayLike = False,
+    guessed: npt.NDArray[np.bool_] | None = None,
 ) -> Estimate:
-    """An estimate from its terms, the relative errors of its calibration and the tier that calibration has here."""
+    """An estimate from its terms, the relative errors of its calibration and the tier that calibration has here.
+
+    `guessed` marks where the hardware's own rate is an assumption: there the evidence is assumed, the error larger.
+    """
     time = np.asarray(sum(t for t in terms.stack() if t is not NO_TIME))
+    evidence = [time if t is tier else NO_TIME for t in Tier]
+    shared: npt.ArrayLike = shared_log_sd
+    if guessed is not None:
+        shared = np.hypot(shared_log_sd, GUESSED_HARDWARE_LOG_SD * guessed)
+        evidence[tier] = np.asarray(time * ~guessed)
+        evidence[Tier.ASSUMED] = _plus(evidence[Tier.ASSUMED], np.asarray(time * guessed))
     return Estimate(
         time,
         terms,
-        time * shared_log_sd,
+        np.asarray(time * shared),
         (time * np.asarray(own_log_sd)) ** 2,
-        tuple(time if t is tier else NO_TIME for t in Tier),
+        tuple(evidence),
         time * np.asarray(extrapolated, dtype=float),
     )

@@ -84,7 +84,7 @@ def cause(table: Table, bound: Bound) -> str:
             return "KV cache traffic"
         case Elementwise() | Copy():
             return "activation traffic"
-    return "memory traffic"
+    return "filter traffic"
 
 
 def shares(operators: Sequence[Priced]) -> tuple[Share, ...]:
@@ -105,6 +105,7 @@ _BOUND_NAME = {
     "weight traffic": "memory-bound",
     "KV cache traffic": "memory-bound",
     "activation traffic": "memory-bound",
+    "filter traffic": "memory-bound",
     "arithmetic": "compute-bound",
     "communication": "link-bound",
     "communication latency": "latency-bound",

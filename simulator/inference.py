@@ -17,7 +17,7 @@ from .lowering.decoder import lower
 from .memory import kv_cache_bytes
 from .operators import Copy, Kernel, KernelName, one_row
 from .scenario import Phase, Scenario, Step
-from .schedule import Priced, pipeline_cycle, pipeline_fill, price, stage_times
+from .schedule import Priced, Stages, pipeline_cycle, pipeline_fill, pipeline_tail, price, stages_of
 
 
 def decode_step(scenario: Scenario) -> Step:
@@ -43,38 +43,37 @@ def decode_in_detail(scenario: Scenario, calibrations: CalibrationSet) -> Decode
     """The decode step with the priced operators behind it."""
     operators = price(lower(scenario, decode_step(scenario)), scenario, calibrations)
     micro_batches = np.minimum(np.asarray(scenario.batch, float), scenario.sharding.pp)
-    return Decoded(pipeline_cycle(stage_times(operators, scenario), micro_batches), operators)
+    return Decoded(pipeline_cycle(stages_of(operators), micro_batches), operators)
 
 
 def prefill(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:
     """Time from the start of one request's prompt to its first token, alone on the device: service time only.
 
     A prompt longer than the engine's `max_batched_tokens` runs in chunks; each later chunk attends to all before.
-    The full chunks are priced at their mean past, which is exact in FLOPs and bytes (both linear in the past).
+    The full chunks are priced at their mean past: exact in FLOPs and bytes, both linear in the past, where attention
+    has no window, and an upper bound where it has one.
     """
     prompt, chunk = np.asarray(scenario.prompt, float), scenario.engine.max_batched_tokens
     full = np.floor(prompt / chunk)
-    rest = prompt - full * chunk
+    rest = np.asarray(prompt - full * chunk)
     result = nothing()
     if np.any(full > 0):
-        result = result + _chunks(scenario, calibrations, np.asarray(full), np.full_like(prompt, chunk))
+        mean_past = np.asarray(np.maximum(full - 1, 0.0) / 2 * chunk)
+        stages = _prefill_stages(scenario, calibrations, np.full_like(prompt, chunk), mean_past)
+        result = result + pipeline_fill(stages, np.maximum(full, 1.0)).scaled(full > 0)
     if np.any(rest > 0):
         stages = _prefill_stages(scenario, calibrations, rest, np.asarray(full * chunk))
-        result = result + pipeline_fill(stages, np.ones(())).scaled(rest > 0)
+        result = (
+            result
+            + stages.through.scaled((rest > 0) & (full == 0))
+            + pipeline_tail(stages).scaled((rest > 0) & (full > 0))
+        )
     return result
 
 
-def _chunks(scenario: Scenario, calibrations: CalibrationSet, count: Array, chunk: Array) -> Estimate:
-    mean_past = np.maximum(count - 1, 0.0) / 2 * chunk
-    stages = _prefill_stages(scenario, calibrations, chunk, np.asarray(mean_past))
-    return pipeline_fill(stages, np.maximum(count, 1.0)).scaled(count > 0)
-
-
-def _prefill_stages(
-    scenario: Scenario, calibrations: CalibrationSet, new_tokens: Array, past_tokens: Array
-) -> tuple[Estimate, ...]:
+def _prefill_stages(scenario: Scenario, calibrations: CalibrationSet, new_tokens: Array, past_tokens: Array) -> Stages:
     step = Step(Phase.PREFILL, 1, new_tokens, past_tokens)
-    return stage_times(price(lower(scenario, step), scenario, calibrations), scenario)
+    return stages_of(price(lower(scenario, step), scenario, calibrations))
 
 
 def swap_out(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:

@@ -17,7 +17,7 @@ from .estimate import Array
 from .liveness import peaks
 from .lowering.decoder import lower
 from .lowering.linear import share_per_rank
-from .scenario import Number, Phase, Scenario, Step, Tier, stage_layers
+from .scenario import MemoryTier, Number, Phase, Scenario, Step, stage_layers
 from .workload.model import Experts, Model, Role
 
 GIB, MIB = 2.0**30, 2.0**20
@@ -36,6 +36,7 @@ class TensorClass(StrEnum):
     CONTEXT = "context"
 
 
+# What torch.cuda.max_memory_allocated and max_memory_reserved would report.
 ALLOCATED = (TensorClass.WEIGHTS, TensorClass.KV_CACHE, TensorClass.ACTIVATIONS, TensorClass.WORKSPACE)
 RESERVED = (*ALLOCATED, TensorClass.ALLOCATOR)
 
@@ -44,7 +45,7 @@ class Entry(NamedTuple):
     """Bytes of one class on one device of each stage: arrays (stages, *grid)."""
 
     tensor_class: TensorClass
-    tier: Tier
+    tier: MemoryTier
     low_bytes: Array
     bytes: Array
     high_bytes: Array
@@ -60,29 +61,23 @@ class Ledger:
     def __add__(self, other: Ledger) -> Ledger:
         return Ledger(self.entries + other.entries)
 
-    def _sum(self, field: str, classes: tuple[TensorClass, ...] | None = None) -> Array:
-        chosen = [e for e in self.entries if e.tier is Tier.HBM and (classes is None or e.tensor_class in classes)]
+    def _sum(self, field: str, classes: tuple[TensorClass, ...] | None) -> Array:
+        chosen = [
+            e for e in self.entries if e.tier is MemoryTier.HBM and (classes is None or e.tensor_class in classes)
+        ]
         return np.asarray(sum((getattr(e, field) for e in chosen), start=np.zeros(())))
 
-    def low_bytes(self) -> Array:
-        """Least a device of each stage needs, (stages, *grid)."""
-        return self._sum("low_bytes")
+    def low_bytes(self, classes: tuple[TensorClass, ...] | None = None) -> Array:
+        """Least a device of each stage needs, (stages, *grid); of some classes only, if given (see ALLOCATED)."""
+        return self._sum("low_bytes", classes)
 
-    def total_bytes(self) -> Array:
-        """Expected bytes: what nvidia-smi would show for the process."""
-        return self._sum("bytes")
+    def total_bytes(self, classes: tuple[TensorClass, ...] | None = None) -> Array:
+        """Expected bytes; of all classes it is what nvidia-smi would show for the process."""
+        return self._sum("bytes", classes)
 
-    def high_bytes(self) -> Array:
+    def high_bytes(self, classes: tuple[TensorClass, ...] | None = None) -> Array:
         """Most a device of each stage needs."""
-        return self._sum("high_bytes")
-
-    def allocated_bytes(self) -> Array:
-        """What torch.cuda.max_memory_allocated would report."""
-        return self._sum("bytes", ALLOCATED)
-
-    def reserved_bytes(self) -> Array:
-        """What torch.cuda.max_memory_reserved would report."""
-        return self._sum("bytes", RESERVED)
+        return self._sum("high_bytes", classes)
 
     def of(self, tensor_class: TensorClass) -> Array:
         """Expected bytes of one class."""
@@ -122,7 +117,7 @@ ALLOCATOR_SHARE = (0.002, 0.01, 0.024)  # reserved / allocated - 1 in public inf
 WORKSPACE = {"hopper": 32 * MIB}  # cuBLAS workspace of a handle and stream; 8.125 MiB before Hopper
 WORKSPACE_ELSEWHERE = 8.125 * MIB
 WORKSPACE_STREAMS = (1, 2, 4)
-ACTIVATION_SPREAD = (0.9, 1.0, 1.25)  # logged peaks against computed ones: 0.95 to 1.2 (README, memory)
+ACTIVATION_SPREAD = (0.9, 1.0, 1.25)  # logged peaks over computed ones: 0.95 to 1.18 (tests/test_memory_logs.py)
 
 
 def stage_weight_bytes(scenario: Scenario) -> Array:
@@ -142,11 +137,6 @@ def stage_weight_bytes(scenario: Scenario) -> Array:
             result[-1] += per_device
     result[-1] += model.stored.get((Role.EXTRA, None), 0.0)
     return result
-
-
-def kv_bytes_per_block_of_tokens(scenario: Scenario) -> Array:
-    """Bytes of one page of the KV cache for every unwindowed layer of each stage, (stages,)."""
-    return np.asarray(_kv_bytes_per_token(scenario, windowed=False)) * scenario.engine.block_tokens
 
 
 def _kv_bytes_per_token(scenario: Scenario, windowed: bool) -> list[float]:
@@ -226,7 +216,7 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
     axes = max(figure.ndim for figure in figures)  # behind the stages a figure lacks the grid axes it does not vary in
     column, kv, activations = (f.reshape(len(f), *([1] * (axes - f.ndim)), *f.shape[1:]) for f in figures)
 
-    def row(name: TensorClass, basis: str, *figures: Array, tier: Tier = Tier.HBM) -> Entry:
+    def row(name: TensorClass, basis: str, *figures: Array, tier: MemoryTier = MemoryTier.HBM) -> Entry:
         low, usual, high = figures if len(figures) == 3 else figures * 3
         return Entry(name, tier, low, usual, high, basis)
 

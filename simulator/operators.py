@@ -30,6 +30,7 @@ class KernelName(StrEnum):
     ATTENTION_PREFILL = "attention-prefill"
     ATTENTION_DECODE = "attention-decode"
     EXPERTS = "experts"
+    EXPERTS_WEIGHT_ONLY = "experts-weight-only"
     ELEMENTWISE = "elementwise"
     CONVOLUTION = "convolution"
     ALL_REDUCE = "all-reduce"

@@ -12,27 +12,23 @@ class Status(StrEnum):
     """What is known about a plan's optimality."""
 
     ENUMERATED = "enumerated"  # every candidate of the printed domain was priced
-    OPTIMAL = "optimal"
-    FEASIBLE = "feasible"
-    INFEASIBLE = "infeasible"
+    INFEASIBLE = "infeasible"  # no candidate fits; the one that comes closest is shown
 
 
 class Proof(NamedTuple):
-    """Objective (lower is better), the bound no plan of the domain can beat, and how many were looked at."""
+    """Objective (lower is better), the bound no plan of the domain can beat, and how many candidates were looked at.
+
+    Enumeration prices every candidate, so there the bound is the objective of the best.
+    """
 
     status: Status
     objective: float
     bound: float
     candidates: int
 
-    @property
-    def gap(self) -> float:
-        """(objective - bound) / objective; 0 proves optimality within the domain."""
-        return 0.0 if self.objective == self.bound else (self.objective - self.bound) / abs(self.objective)
-
 
 class Plan(NamedTuple):
-    """A scenario with every choice made, its proof and the constraints that bind."""
+    """A scenario with every choice made, its proof, and the constraints that keep a better one from fitting."""
 
     scenario: Scenario
     proof: Proof

@@ -10,6 +10,7 @@ from ..units import format_gib
 from .answers import Remedy
 from .calibration import CalibrationSet
 from .inference import decode
+from .memory import TensorClass
 from .planner.domain import weight_choices
 from .planner.fit import (
     Candidate,
@@ -21,6 +22,7 @@ from .planner.fit import (
     max_users,
 )
 from .scenario import Scenario, Sharding
+from .workload.model import Experts
 
 COUNTS = (2, 4, 8)
 
@@ -29,9 +31,10 @@ def remedies(candidate: Candidate, wishes: Wishes, calibrations: CalibrationSet)
     """Changes that alone make the scenario surely fit, smallest sacrifice first; empty when it does already."""
     if candidate.verdict is Verdict.SURELY:
         return ()
+    scenario = candidate.scenario
     tried = (
-        _fewer_users(candidate),
-        _shorter_context(candidate),
+        _less("users at once:", "--batch", int(scenario.batch), max_users(scenario)),
+        _shorter_context(scenario, max_context(scenario)),
         _both(candidate),
         *_narrower(candidate, wishes),
         _more_devices(candidate, wishes),
@@ -41,20 +44,16 @@ def remedies(candidate: Candidate, wishes: Wishes, calibrations: CalibrationSet)
     return tuple(remedy for remedy in tried if remedy is not None)
 
 
-def _fewer_users(candidate: Candidate) -> Remedy | None:
-    scenario = candidate.scenario
-    users = max_users(scenario)
-    if not 0 < users < int(scenario.batch):
-        return None
-    return Remedy(f"{users} users at once instead of {scenario.batch}", "fits surely", f"--batch {users}")
+def _less(what: str, flag: str, now: int, most: int) -> Remedy | None:
+    """Fewer users or a shorter context, where some of it fits."""
+    return Remedy(f"{what} {most:,} instead of {now:,}", "fits surely", f"{flag} {most}") if 0 < most < now else None
 
 
-def _shorter_context(candidate: Candidate) -> Remedy | None:
-    scenario = candidate.scenario
-    context = max_context(scenario)
-    if not 0 < context < int(scenario.context):
-        return None
-    return Remedy(f"context {context:,} instead of {int(scenario.context):,}", "fits surely", f"--context {context}")
+def _shorter_context(scenario: Scenario, most: int) -> Remedy | None:
+    remedy = _less("context", "--context", int(scenario.context), most)
+    if remedy is None or most >= int(scenario.prompt):
+        return remedy
+    return remedy._replace(flags=f"{remedy.flags} --prompt {most}")
 
 
 def _both(candidate: Candidate) -> Remedy | None:
@@ -89,14 +88,19 @@ def _tried(scenario: Scenario, wishes: Wishes, change: str, flags: str) -> Remed
 
 
 def _more_devices(candidate: Candidate, wishes: Wishes) -> Remedy | None:
+    """More devices of the kind; a pinned layout is let go where it keeps the model from using them."""
     scenario = candidate.scenario
-    counts = tuple(c for c in COUNTS if c > scenario.fleet.count)
-    found = fewest_devices(scenario.but(fleet=dataclasses.replace(scenario.fleet, free_bytes=None)), wishes, counts)
-    if found is None or scenario.fleet.device.vendor == "cpu":
+    if not scenario.fleet.device.file.endswith(".toml"):  # this CPU, or a card without a name to multiply
         return None
-    count, numerics, sharding = found
-    name = f"{count}x{scenario.fleet.device.key}"
-    return Remedy(name, f"fits surely with {numerics.weights.name} weights, {sharding}", f"--gpu {name}")
+    counts = tuple(c for c in COUNTS if c > scenario.fleet.count)
+    grown = scenario.but(fleet=dataclasses.replace(scenario.fleet, free_bytes=None))
+    found, note = fewest_devices(grown, wishes, counts), ""
+    if found is None and (wishes.tp or wishes.pp):
+        found, note = fewest_devices(grown, wishes._replace(tp=None, pp=None), counts), ", without --tp and --pp"
+    if found is None:
+        return None
+    name = f"{found.devices}x{scenario.fleet.device.key}"
+    return Remedy(name, f"fits surely with {found.numerics.weights.name} weights", f"--gpu {name}{note}")
 
 
 def _larger_device(candidate: Candidate, wishes: Wishes) -> Remedy | None:
@@ -108,23 +112,32 @@ def _larger_device(candidate: Candidate, wishes: Wishes) -> Remedy | None:
         grown = scenario.but(fleet=fleet_of(device), sharding=Sharding())
         found = fewest_devices(grown, wishes, (1,))
         if found is not None:
-            weights = found[1].weights.name
+            weights = found.numerics.weights.name
             return Remedy(f"one {device.name}", f"fits surely with {weights} weights", f"--gpu {device.key}")
     return None
 
 
 def _host_memory(candidate: Candidate, calibrations: CalibrationSet) -> Remedy | None:
-    """Weights in host memory, streamed over the host link: only a bound on the speed, no schedule is promised."""
+    """Weights in host memory, streamed over the host link: a bound on the speed only, no schedule is promised.
+
+    At the very least what does not fit even by the lowest figures crosses the link once a step, at the link's
+    datasheet rate, behind the fastest step of the interval.
+    """
     scenario = candidate.scenario
-    fleet, memory = scenario.fleet, candidate.memory
-    spare = fleet.host_memory_bytes
-    over = float((memory.high_bytes() - scenario.engine.memory_utilization * fleet.usable_bytes()).max())
-    if spare is None or fleet.device.unified_memory or over <= 0 or over * scenario.sharding.devices > 0.9 * spare:
+    fleet, spare = scenario.fleet, scenario.fleet.host_memory_bytes
+    over = float((candidate.memory.low_bytes() - fleet.usable_bytes()).max())
+    room = float((candidate.memory.high_bytes() - scenario.engine.memory_utilization * fleet.usable_bytes()).max())
+    weights = float(candidate.memory.of(TensorClass.WEIGHTS).min())
+    if spare is None or fleet.device.unified_memory or over <= 0 or room * scenario.sharding.devices > 0.9 * spare:
         return None
-    step = float(decode(scenario, calibrations).time_s)
-    bound = int(scenario.batch) / (step + over / fleet.host_link.bandwidth_bytes_per_s.value)
-    return Remedy(
-        f"{format_gib(over)} of weights per device in host memory",
-        f"at most {bound:.3g} tok/s if they are streamed for every token (bound of {fleet.host_link.name})",
-        "an engine that offloads (llama.cpp -ngl, vLLM --cpu-offload-gb)",
-    )
+    if room > weights:  # weights alone are not what is too much
+        return None
+    what = f"{format_gib(over)} to {format_gib(room)} of weights per device in host memory"
+    engine = "an engine that offloads (vLLM --cpu-offload-gb, llama.cpp -ngl)"
+    if any(isinstance(block.ffn, Experts) for block in scenario.model.blocks):
+        return Remedy(what, "fits; the speed depends on which experts are used and is not predicted", engine)
+    fastest = float(decode(scenario, calibrations).low_s)
+    bound = int(scenario.batch) / max(fastest, over / fleet.host_link.bandwidth_bytes_per_s.value)
+    users = "" if int(scenario.batch) == 1 else " over all users"
+    speed = f"fits; at most {bound:.3g} tokens/s{users} where they are streamed every step over {fleet.host_link.name}"
+    return Remedy(what, speed, engine)

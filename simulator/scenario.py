@@ -7,8 +7,7 @@ everything structural (model, sharding, formats) is one value.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from ..errors import InputError
 from ..hwspecs.device import Fleet
 from .workload.formats import WeightFormat
 from .workload.model import Model
+from .workload.routing import Routing
 
 Number = int | npt.NDArray[np.float64]
 
@@ -47,28 +47,18 @@ class Numerics(NamedTuple):
     activations: DType = DType.BF16
 
 
-class Tier(StrEnum):
-    """Where bytes live, fastest first."""
+class MemoryTier(StrEnum):
+    """Where bytes live."""
 
     HBM = "hbm"
-    HOST = "host"
-    NVME = "nvme"
-    REMOTE = "remote"
 
 
 class Placement(NamedTuple):
     """Which tier holds which class of tensors."""
 
-    weights: Tier = Tier.HBM
-    kv: Tier = Tier.HBM
-    activations: Tier = Tier.HBM
-
-
-class Routing(StrEnum):
-    """How tokens spread over experts."""
-
-    UNIFORM = "uniform"
-    POWER_LAW = "power-law"
+    weights: MemoryTier = MemoryTier.HBM
+    kv: MemoryTier = MemoryTier.HBM
+    activations: MemoryTier = MemoryTier.HBM
 
 
 @dataclass(frozen=True)
@@ -89,9 +79,10 @@ class Engine:
 
     def __post_init__(self) -> None:
         if not 0 < self.memory_utilization <= 1:
-            raise InputError("must lie in (0, 1]", key="memory_utilization", value=self.memory_utilization)
-        if self.max_batched_tokens < 1 or self.block_tokens < 1:
-            raise InputError("must be at least 1", key="max_batched_tokens", value=self.max_batched_tokens)
+            raise InputError("must lie in (0, 1]", key="--memory-utilization", value=self.memory_utilization)
+        for name in ("max_batched_tokens", "block_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError("must be at least 1", key=name, value=getattr(self, name))
         if self.routing_alpha <= 0:
             raise InputError("must be positive", key="routing_alpha", value=self.routing_alpha)
 
@@ -116,13 +107,6 @@ class Step(NamedTuple):
     logit_tokens: Number | None = None
 
 
-class Lever(NamedTuple):
-    """A published technique as a knob: a named transformation of the question."""
-
-    name: str
-    apply: Callable[[Scenario], Scenario]
-
-
 @dataclass(frozen=True, eq=False)
 class Scenario:
     """Model, hardware, load and every choice about how to run it.
@@ -139,7 +123,6 @@ class Scenario:
     sharding: Sharding = Sharding()
     placement: Placement = Placement()
     engine: Engine = Engine()
-    levers: tuple[Lever, ...] = field(default=())
 
     def __post_init__(self) -> None:
         for name in ("batch", "context", "prompt"):
@@ -157,13 +140,6 @@ class Scenario:
     def but(self, **changes: object) -> Scenario:
         """The same question with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
-
-    def with_levers(self) -> Scenario:
-        """The question after its levers, applied in order."""
-        scenario = self
-        for lever in self.levers:
-            scenario = lever.apply(scenario)
-        return scenario
 
 
 def stage_layers(model: Model, sharding: Sharding) -> tuple[tuple[int, ...], ...]:

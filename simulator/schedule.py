@@ -27,39 +27,50 @@ def price(program: Program, scenario: Scenario, calibrations: CalibrationSet) ->
     return tuple(Priced(t, estimate(t, scenario.fleet, calibrations)) for t in program.operators.tables)
 
 
-def stage_times(rows: Sequence[Priced], scenario: Scenario) -> tuple[Estimate, ...]:
-    """Serial time of each pipeline stage: the operators of a stage run one after another.
+class Stages(NamedTuple):
+    """One pass through all pipeline stages, and the slowest stage's share of it.
 
-    Stages with equal counts share one evaluation.
+    The pass is summed row by row over all stages: the same operator on two stages has the same error, so a pipeline
+    makes no estimate more certain.
     """
-    done: dict[tuple[float, ...], Estimate] = {}
-    stages = []
-    for stage in range(scenario.sharding.pp):
-        key = tuple(float(c) for table, _ in rows for c in table.count[:, stage])
-        if key not in done:
-            done[key] = total(e.weighted_rows(table.count[:, stage]) for table, e in rows)
-        stages.append(done[key])
-    return tuple(stages)
+
+    through: Estimate
+    slowest_share: Array
 
 
-def pipeline_cycle(stages: Sequence[Estimate], micro_batches: Array) -> Estimate:
+def stages_of(rows: Sequence[Priced]) -> Stages:
+    """Operators of a stage run one after another; how long each stage takes follows from its counts."""
+    through = total(times.weighted_rows(table.count.sum(axis=1)) for table, times in rows)
+    depth = rows[0].table.count.shape[1]
+    if depth == 1:
+        return Stages(through, np.ones(()))
+    slowest = np.zeros(())
+    for column in {
+        tuple(float(c) for table, _ in rows for c in table.count[:, stage]): stage for stage in range(depth)
+    }.values():
+        parts = [_stage_seconds(times.time_s, table.count[:, column]) for table, times in rows]
+        slowest = np.maximum(slowest, sum(parts[1:], start=parts[0]))
+    return Stages(through, np.asarray(slowest / np.maximum(through.time_s, 1e-300)))
+
+
+def _stage_seconds(time_s: Array, count: Array) -> Array:
+    return np.asarray((time_s * count.reshape(-1, *([1] * (time_s.ndim - 1)))).sum(axis=0))
+
+
+def pipeline_cycle(stages: Stages, micro_batches: Array) -> Estimate:
     """Time in which every micro-batch passes all stages once, in the steady state.
 
     max(sum of stages, micro_batches x slowest stage): with fewer micro-batches than stages some stages idle, with
-    more they queue at the slowest. The sum carries the error; the queue only stretches it.
+    more they queue at the slowest.
     """
-    through, share = _through_and_slowest_share(stages)
-    return through.scaled(np.maximum(1.0, micro_batches * share))
+    return stages.through.scaled(np.maximum(1.0, micro_batches * stages.slowest_share))
 
 
-def pipeline_fill(stages: Sequence[Estimate], chunks: Array) -> Estimate:
+def pipeline_fill(stages: Stages, chunks: Array) -> Estimate:
     """Time for `chunks` equal pieces of one request to pass all stages: sum of stages + (chunks - 1) x slowest."""
-    through, share = _through_and_slowest_share(stages)
-    return through.scaled(1.0 + (chunks - 1.0) * share)
+    return stages.through.scaled(1.0 + (chunks - 1.0) * stages.slowest_share)
 
 
-def _through_and_slowest_share(stages: Sequence[Estimate]) -> tuple[Estimate, Array]:
-    """One pass through all stages, and the slowest stage's share of it."""
-    through = total(stages)
-    slowest = np.asarray(np.max(np.broadcast_arrays(*(s.time_s for s in stages)), axis=0))
-    return through, np.asarray(slowest / np.maximum(through.time_s, 1e-300))
+def pipeline_tail(stages: Stages) -> Estimate:
+    """Time one more piece adds behind pieces that fill the pipeline already: its slowest stage."""
+    return stages.through.scaled(stages.slowest_share)

@@ -113,11 +113,12 @@ BAD = [
     (["fits", "llama-3.1-8b", "--gpu", "h200", "--prompt", "9k", "--context", "8k"], "--prompt", "8192"),
     (["fits", "llama-3.1-8b", "--gpu", "h200", "--weights", "bf61"], "bf61", "did you mean bf16"),
     (["fits", "llama-3.1-8b", "--gpu", "h200", "--kv", "int3"], "int3", "KV"),
-    (["fits", "llama-3.1-8b", "--gpu", "h200", "--tp", "3"], "tp", "no such layout"),
-    (["fits", "llama-3.1-8b", "--gpu", "h200", "--tp", "2"], "no such layout", "1 devices"),
+    (["fits", "llama-3.1-8b", "--gpu", "h200", "--tp", "3"], "--tp", "--gpu 3xh200"),
+    (["fits", "llama-3.1-8b", "--gpu", "h200", "--tp", "2"], "there are 1", "--gpu 2xh200"),
+    (["fits", "llama-3.1-8b", "--gpu", "8xh200", "--tp", "3"], "--tp", "32 heads"),
     (["fits", "llama-3.1-8b", "--gpu", "h200", "--tp", "0"], "--tp", "0"),
-    (["fits", "llama-3.1-8b", "--gpu", "h200", "--memory-utilization", "nan"], "memory_utilization", "nan"),
-    (["fits", "llama-3.1-8b", "--gpu", "h200", "--memory-utilization", "1.5"], "memory_utilization", "1.5"),
+    (["fits", "llama-3.1-8b", "--gpu", "h200", "--memory-utilization", "nan"], "--memory-utilization", "nan"),
+    (["fits", "llama-3.1-8b", "--gpu", "h200", "--memory-utilization", "1.5"], "--memory-utilization", "1.5"),
     (["fits", "llama-3.1-8b", "--vram", "24GB"], "--bandwidth", "missing"),
     (["fits", "llama-3.1-8b", "--vram", "24GB", "--bandwidth", "1TB"], "--bandwidth", "GB/s"),
     (["fits", "llama-3.1-8b", "--gpu", "h200", "--vram", "24GB", "--bandwidth", "1TB/s"], "--vram", "already"),
@@ -177,6 +178,99 @@ def test_an_interrupt_is_130(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_full_or_closed_standard_output_is_no_no() -> None:
+    for redirect, code in (
+        (">/dev/full", 3),
+        ("--json >/dev/full", 3),
+        (">&-", 3),
+        ("| true; exit ${PIPESTATUS[0]}", 141),
+    ):
+        command = f"{sys.executable} -m roofplan fits --gpu h200 {redirect}"
+        result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, preexec_fn=_default_sigpipe)
+        assert result.returncode == code, redirect
+        assert "Traceback" not in result.stderr
+        assert result.stderr.count("\n") == (code == 3)
+
+
+@pytest.mark.parametrize("arguments", [[], ["hw"], ["models"]], ids=str)
+def test_a_bare_command_prints_its_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (ExitCode.YES, "")
+    assert out.startswith(("Usage", " Usage", "\n"))
+    assert out.count("\n") > 5
+
+
+FOLLOWED = [
+    ["fits", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--context", "32k", "--batch", "8"],
+    ["fits", "qwen3-32b", "--gpu", "h100-sxm", "--weights", "bf16", "--kv", "bf16", "--batch", "8"],
+    ["fits", "llama-3.1-8b", "--vram", "24GB", "--bandwidth", "1TB/s", "--memory-utilization", "0.8"],
+    ["fits", "llama-3.1-70b", "--gpu", "h100-sxm", "--weights", "bf16", "--tp", "1", "--pp", "1"],
+    ["fits", "mixtral-8x7b", "--gpu", "rtx-4090", "--ram", "64GB", "--max-batched-tokens", "4k"],
+    ["fits", "qwen3-30b-a3b", "--gpu", "rtx-4090", "--context", "16k", "--batch", "4", "--prompt", "2k"],
+]
+
+
+@pytest.mark.parametrize("arguments", FOLLOWED, ids=" ".join)
+def test_what_is_offered_can_be_followed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The next step asks the same question; every remedy with flags, put in place, surely fits."""
+    report = json.loads(run(capsys, *arguments, "--json")[1])
+    follow = report["answer"]["next_step"].split("   (")[0].split()[1:]
+    again = json.loads(run(capsys, *follow, "--json")[1])
+    assert {k: v for k, v in again["question"].items() if k != "host_memory_bytes"} == {
+        k: v for k, v in report["question"].items() if k != "host_memory_bytes"
+    }
+    for remedy in report["answer"]["remedies"]:
+        if not remedy["flags"].startswith("--"):
+            continue
+        words, dropped = list(arguments), remedy["flags"].split(", without ")
+        for name in dropped[1].split(" and ") if len(dropped) > 1 else []:
+            del words[words.index(name) : words.index(name) + 2]
+        changed = dropped[0].split()
+        for name, value in zip(changed[::2], changed[1::2], strict=True):
+            if name in words:
+                words[words.index(name) + 1] = value
+            else:
+                words += [name, value]
+        _, out, err = run(capsys, *words, "--json")
+        assert err == "" and json.loads(out)["answer"]["verdict"] == "surely", (remedy, words)
+
+
+def test_lists_honour_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    def verdicts(*more: str) -> list[tuple[str, str]]:
+        rows = json.loads(run(capsys, "fits", "--gpu", "rtx-4090", *more, "--json")[1])["answer"]["rows"]
+        return [(r["verdict"], r["weights"]) for r in rows]
+
+    assert verdicts("--memory-utilization", "0.5") != verdicts()
+    assert verdicts("--weights", "int4") != verdicts()
+    _, out, _ = run(capsys, "fits", "--gpu", "8xh200", "--tp", "8", "--json")
+    rows = {r["model"]: r for r in json.loads(out)["answer"]["rows"]}
+    assert rows["qwen2.5-7b"]["note"] == "layout", "28 heads do not divide by 8; the others still answer"
+    assert rows["llama-3.1-8b"]["layout"]["tp"] == 8
+    _, out, _ = run(capsys, "fits", "--gpu", "h200", "--context", "128k", "--json")
+    assert any("mixtral-8x7b 32,768" in w for w in json.loads(out)["warnings"])
+
+
+def test_a_no_promises_no_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = json.loads(run(capsys, "fits", "llama-3.1-70b", "--gpu", "rtx-4090", "--json")[1])["answer"]
+    for name in ("prefill", "decode_step", "tokens_per_s_user", "tokens_per_s_total", "swap"):
+        assert answer[name]["value"] is None and answer[name]["reason"] == "does not fit"
+
+
+def test_explain_agrees_with_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    question = ["llama-3.1-70b", "--gpu", "2xh100-sxm", "--context", "32k", "--batch", "8", "--json"]
+    fitted = json.loads(run(capsys, "fits", *question)[1])["answer"]
+    explained = json.loads(run(capsys, "explain", *question)[1])["answer"]
+    assert explained["total"]["value"] == pytest.approx(fitted["decode_step"]["value"])
+    assert sum(r["share"] for r in explained["rows"]) == pytest.approx(1.0)
+    prefill = json.loads(run(capsys, "explain", *question, "--step", "prefill")[1])["answer"]
+    assert prefill["step_tokens"] == 8192, "one step of the engine, never more than it batches"
+
+
+def test_a_narrow_terminal_gets_whole_lines() -> None:
+    lines = shell("fits", "--gpu", "rtx-4090", COLUMNS="60").stdout.splitlines()
+    assert lines[0].startswith("model") and lines[0].endswith("evidence")
+
+
 def test_a_closed_pipe_is_silent() -> None:
     command = f"{sys.executable} -m roofplan fits --gpu h200 | head -1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, preexec_fn=_default_sigpipe)

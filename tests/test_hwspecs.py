@@ -192,9 +192,8 @@ def test_both_directions_are_found_on_a_pcie_card_too() -> None:
 @pytest.mark.parametrize(
     ("part", "name", "hint"),
     [
-        (Device, "h100", "h100-sxm"),
-        (Device, "rtx4090", "rtx-4090"),
-        (Device, "a100", "a100-80gb"),
+        (Device, "h1000", "h100-sxm"),
+        (Device, "rtx-4900", "rtx-4090"),
         (Link, "nvlink", "nvlink4"),
         (Host, "dgx", "dgx-h200"),
         (Cluster, "8xh100", "8xh200"),
@@ -206,9 +205,13 @@ def test_unknown_names_get_did_you_mean(part: type[Part], name: str, hint: str) 
     assert "did you mean" in str(caught.value) and hint in str(caught.value) and "roofplan hw list" in str(caught.value)
 
 
-@pytest.mark.parametrize("spelling", ["H200", "h200 ", "RTX_4090", "rtx 4090"])
-def test_spellings_of_names(spelling: str) -> None:
-    assert load.load(Device, spelling).key in ("h200", "rtx-4090")
+SPELLINGS = {"H200": "h200", "h200 ": "h200", "RTX_4090": "rtx-4090", "rtx 4090": "rtx-4090", "RTX4090": "rtx-4090"}
+SHORT = {"4090": "rtx-4090", "h100": "h100-sxm", "a100": "a100-80gb"}
+
+
+@pytest.mark.parametrize(("spelling", "key"), [*SPELLINGS.items(), *SHORT.items()])
+def test_spellings_of_names(spelling: str, key: str) -> None:
+    assert load.load(Device, spelling).key == key
 
 
 # ---- counts
@@ -221,7 +224,7 @@ def test_spellings_of_names(spelling: str) -> None:
         ("2xh100-sxm", 2, "h100-sxm", "dgx-h200"),
         ("8xH200", 8, "h200", "dgx-h200"),
         ("4xrtx-4090", 4, "rtx-4090", None),
-        ("4096xh200", 4096, "h200", None),
+        ("8xrtx-4090", 8, "rtx-4090", None),
         ("1xrtx-4090", 1, "rtx-4090", None),
     ],
 )
@@ -235,9 +238,9 @@ def test_fleets(name: str, count: int, device: str, host: str | None) -> None:
     assert load.load_fleet(name, host_memory_bytes=5e9).host_memory_bytes == 5e9
 
 
-@pytest.mark.parametrize("name", ["0xh200", "99999xh200", "4097xh200", "999999999xh200"])
+@pytest.mark.parametrize("name", ["0xh200", "99999xh200", "9xh200", "999999999xh200"])
 def test_absurd_counts(name: str) -> None:
-    with pytest.raises(InputError, match="between 1 and 4096"):
+    with pytest.raises(InputError, match="between 1 and 8"):
         load.load_fleet(name)
 
 
@@ -325,5 +328,8 @@ def test_peak_rates_fall_back_to_what_the_device_computes() -> None:
     a100 = load.load(Device, "a100-80gb")
     assert not a100.computes(DType.FP8) and a100.peak_flops_per_s(DType.FP8) is a100.peak_dense_flops_per_s[DType.BF16]
     assert a100.peak_flops_per_s(DType.INT8).value > a100.peak_flops_per_s(DType.BF16).value
-    with pytest.raises(InputError, match="no usable matrix rate"):
+    with pytest.raises(InputError, match="no rate to compute in"):
         dataclasses.replace(a100, peak_dense_flops_per_s={}).peak_flops_per_s(DType.BF16)
+    only_bf16 = {DType.BF16: a100.peak_dense_flops_per_s[DType.BF16]}
+    with pytest.raises(InputError, match="fp32"):  # a wide format never takes the rate of a narrower one
+        dataclasses.replace(a100, peak_dense_flops_per_s=only_bf16).peak_flops_per_s(DType.FP32)

@@ -17,7 +17,6 @@ from roofplan.errors import InputError
 from roofplan.hwspecs.device import Fact, Fleet, Kind
 from roofplan.hwspecs.load import load_fleet
 from roofplan.simulator.costs import work
-from roofplan.simulator.costs.experts import touched_experts
 from roofplan.simulator.estimate import Estimate
 from roofplan.simulator.inference import decode, decode_step, prefill, swap_out
 from roofplan.simulator.lowering.decoder import lower
@@ -29,6 +28,7 @@ from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import FORMATS
 from roofplan.simulator.workload.hf import parse_config
 from roofplan.simulator.workload.model import Experts, Model, Role
+from roofplan.simulator.workload.routing import touched_experts
 
 RUN = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 MODELS = zoo.names()
@@ -150,7 +150,7 @@ def test_merging_rows_into_tables_loses_nothing(model, sharding) -> None:
 
 # ---- grids
 
-LEDGER = ("low_bytes", "total_bytes", "high_bytes", "allocated_bytes", "reserved_bytes")
+LEDGER = ("low_bytes", "total_bytes", "high_bytes")
 BATCHES, CONTEXTS, PROMPTS = (1, 3, 64, 700), (1, 17, 4000, 100_000), (1, 512, 8192, 20_000)
 
 

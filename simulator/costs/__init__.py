@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...hwspecs.device import Fleet
-from ..calibration import CalibrationSet, LatencyBandwidth, Resolved, ThreeConstants
+from ..calibration import CalibrationSet, LatencyBandwidth, ThreeConstants
 from ..estimate import Array, Estimate
 from ..operators import (
     Attention,
@@ -60,14 +60,12 @@ def estimate(table: Table, fleet: Fleet, calibrations: CalibrationSet) -> Estima
         case LatencyBandwidth():
             link = fleet.host_link if isinstance(table, Copy) else fleet.interconnect
             ranks = table.ranks if isinstance(table, Collective) else np.ones_like(amount.traffic_bytes)
-            return latency_bandwidth(
-                amount.traffic_bytes, ranks, link.bandwidth_bytes_per_s.value, resolved, parameters
-            )
+            return latency_bandwidth(amount.traffic_bytes, ranks, link.bandwidth_bytes_per_s, resolved, parameters)
         case ThreeConstants():
-            peak = fleet.device.peak_flops_per_s(table.kernel.arithmetic).value
-            bandwidth = fleet.device.bandwidth_bytes_per_s.value
+            peak = fleet.device.peak_flops_per_s(table.kernel.arithmetic)
+            bandwidth = fleet.device.bandwidth_bytes_per_s
             launches = table.launches if isinstance(table, Elementwise) else np.ones_like(amount.flops)
             return three_constants(amount.flops, amount.traffic_bytes, launches, peak, bandwidth, resolved, parameters)
 
 
-__all__ = ["Resolved", "Work", "estimate", "work"]
+__all__ = ["Work", "estimate", "work"]

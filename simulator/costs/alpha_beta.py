@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...hwspecs.device import Fact, Kind
 from ..calibration import LatencyBandwidth, Resolved
 from ..estimate import Array, Estimate, Terms, priced
 from .roofline import WIDENING_PER_DECADE
 
 
 def latency_bandwidth(
-    traffic_bytes: Array, ranks: Array, link_bytes_per_s: float, resolved: Resolved, parameters: LatencyBandwidth
+    traffic_bytes: Array, ranks: Array, link_bytes_per_s: Fact, resolved: Resolved, parameters: LatencyBandwidth
 ) -> Estimate:
     """Time of moving `traffic_bytes` over a link; nothing to move takes no time."""
     busy = traffic_bytes > 0
@@ -25,10 +26,11 @@ def latency_bandwidth(
     return priced(
         Terms(
             floor_s=np.asarray(np.where(busy, latency, 0.0)),
-            link_s=np.asarray(traffic_bytes / (parameters.link_fraction * link_bytes_per_s)),
+            link_s=np.asarray(traffic_bytes / (parameters.link_fraction * link_bytes_per_s.value)),
         ),
         tier=resolved.tier,
         shared_log_sd=resolved.shared_log_sd,
         own_log_sd=resolved.own_log_sd + WIDENING_PER_DECADE * outside,
         extrapolated=outside > 0,
+        guessed=np.ones_like(busy) if link_bytes_per_s.kind is Kind.ASSUMED else None,
     )

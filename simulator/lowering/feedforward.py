@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 
-from ..costs.experts import touched_experts
+from ...dtypes import DType
 from ..operators import Experts, Kernel, KernelName, Table, one_row
 from ..workload import model as workload
 from ..workload.model import Role
+from ..workload.routing import touched_experts
 from .attention import all_reduce
 from .linear import elementwise_row, find, gemm_row, linear_kernel, share_per_rank
 from .program import Node, Shard
@@ -45,6 +46,10 @@ def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
     matrices = find(model, index, Role.GATE, Role.UP, Role.DOWN)
     per_expert = sum(model.layer_bytes(t, stored) * share_per_rank(t, model, shard.tp) for t in matrices) / ffn.experts
     linear = linear_kernel(stored, scenario.fleet.device, shard.activation)
+    wide = linear == Kernel(
+        KernelName.GEMM_WEIGHT_ONLY, DType.INT8
+    )  # 4-bit weights have a measured kernel of their own
+    kernel = Kernel(KernelName.EXPERTS_WEIGHT_ONLY if wide else KernelName.EXPERTS, linear.dtype)
     return [
         gemm_row(shard, "router", layer, count, find(model, index, Role.ROUTER), tokens, model.unquantised),
         one_row(
@@ -52,7 +57,7 @@ def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
             "experts",
             layer,
             count,
-            Kernel(KernelName.EXPERTS, linear.dtype),
+            kernel,
             tokens=tokens,
             hidden=model.hidden,
             intermediate=width_per_rank(ffn, shard.tp),

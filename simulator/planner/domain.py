@@ -8,14 +8,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ...dtypes import DType
+from ...errors import InputError
 from ..scenario import Numerics, Sharding
 from ..workload.formats import FORMATS, WeightFormat
-from ..workload.model import Experts, Model
+from ..workload.model import Model
 
 
 def splits(model: Model, tp: int) -> bool:
-    """Whether tensor parallelism of that degree cuts the model: heads and feed-forward width divide evenly."""
-    return all(b.attention.heads % tp == 0 and b.ffn.intermediate % tp == 0 for b in model.blocks)
+    """Whether tensor parallelism of that degree cuts the model: heads and feed-forward width divide evenly, KV heads
+    divide or are replicated evenly.
+    """
+    return all(
+        b.attention.heads % tp == 0
+        and b.ffn.intermediate % tp == 0
+        and (b.attention.kv_heads % tp == 0 or tp % b.attention.kv_heads == 0)
+        for b in model.blocks
+    )
 
 
 def layouts(model: Model, devices: int, tp: int | None = None, pp: int | None = None) -> tuple[Sharding, ...]:
@@ -42,19 +50,21 @@ def weight_choices(model: Model) -> tuple[WeightFormat, ...]:
     """Formats to offer, most faithful first: a quantised file is what it is, a 16-bit one can be narrowed."""
     if model.stored or model.native.bits_per_weight < 16:
         return (model.native,)
-    return tuple(dict.fromkeys((model.native, FORMATS["fp8"], FORMATS["int4"])))
+    sixteen = (FORMATS["bf16"],) if model.native.bits_per_weight > 16 else ()
+    return (model.native, *sixteen, FORMATS["fp8"], FORMATS["int4"])
 
 
 def precisions(model: Model, weights: WeightFormat | None = None, kv: DType | None = None) -> tuple[Numerics, ...]:
     """Weight and KV formats to offer, most faithful first: weights are narrowed last."""
     kv_choices = (kv,) if kv else (model.activation if model.activation is DType.FP16 else DType.BF16, DType.FP8)
-    weight_formats = (weights,) if weights else weight_choices(model)
+    choices = weight_choices(model)
+    if weights is not None and len(choices) == 1 and weights != choices[0]:
+        remedy = "drop --weights: a quantised file is what it is"
+        raise InputError(
+            f"{model.name} is stored in {choices[0].name}", key="--weights", value=weights.name, remedy=remedy
+        )
+    weight_formats = (weights,) if weights else choices
     return tuple(Numerics(w, k, model.activation) for w in weight_formats for k in kv_choices)
-
-
-def has_experts(model: Model) -> bool:
-    """Whether any layer is a mixture of experts."""
-    return any(isinstance(b.ffn, Experts) for b in model.blocks)
 
 
 def largest(room: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]], limit: int, near: int = 1) -> int:

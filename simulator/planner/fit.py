@@ -20,7 +20,7 @@ from ..estimate import Array
 from ..inference import Decoded, decode_in_detail
 from ..memory import Ledger, activation_peaks, ledger
 from ..plan import Plan, Proof, Status
-from ..scenario import Numerics, Scenario, Sharding
+from ..scenario import Engine, Numerics, Scenario, Sharding
 from ..workload.formats import WeightFormat
 from .domain import largest, layouts, precisions
 
@@ -50,11 +50,13 @@ def room_bytes(scenario: Scenario, memory: Ledger, level: Verdict) -> Array:
     """Bytes left on the fullest stage's device before the verdict falls below `level`, at each grid point.
 
     surely: the highest figure of every range must stay within the engine's budget.
-    tight:  the lowest figure must stay within the memory that is there: it depends on driver, version and luck.
+    tight:  the lowest figure must stay within the memory that is there (a ninth above the budget by default): it
+            depends on driver, version and luck.
     """
     if level is Verdict.SURELY:
         return np.asarray(budget_bytes(scenario) - np.max(memory.high_bytes(), axis=0))
-    return np.asarray(scenario.fleet.usable_bytes() - np.max(memory.low_bytes(), axis=0))
+    most = min(scenario.fleet.usable_bytes(), budget_bytes(scenario) / Engine().memory_utilization)
+    return np.asarray(most - np.max(memory.low_bytes(), axis=0))
 
 
 def verdicts(scenario: Scenario, memory: Ledger) -> npt.NDArray[np.int64]:
@@ -66,6 +68,26 @@ def verdicts(scenario: Scenario, memory: Ledger) -> npt.NDArray[np.int64]:
 def verdict(scenario: Scenario, memory: Ledger | None = None) -> Verdict:
     """Verdict of a scalar scenario."""
     return Verdict(int(verdicts(scenario, memory or ledger(scenario))))
+
+
+class NoLayoutError(InputError):
+    """The pinned layout does not cut the model."""
+
+    def __init__(self, key: str, value: int, problem: str, remedy: str) -> None:
+        super().__init__(problem, key=key, value=value, remedy=remedy)
+
+
+def _why_no_layout(scenario: Scenario, tp: int, pp: int) -> tuple[str, int, str, str]:
+    """Key, value, problem and remedy of the first reason why tp x pp is no layout."""
+    fleet, model = scenario.fleet, scenario.model
+    if tp * pp > fleet.count:
+        remedy = f"ask for --gpu {tp * pp}x{fleet.device.key}"
+        return "--tp/--pp", tp * pp, f"that many devices are needed, there are {fleet.count}", remedy
+    if pp > model.layers:
+        return "--pp", pp, f"{model.name} has only {model.layers} layers", "ask for fewer stages"
+    a, width = model.blocks[0].attention, model.blocks[0].ffn.intermediate
+    what = f"does not divide {a.heads} heads, {a.kv_heads} KV heads and a feed-forward width of {width} evenly"
+    return "--tp", tp, what, "ask for another degree"
 
 
 class Wishes(NamedTuple):
@@ -100,13 +122,7 @@ def candidates(
     activations = {} if activations is None else activations
     found = layouts(scenario.model, scenario.fleet.count, wishes.tp, wishes.pp)
     if not found:
-        heads = scenario.model.blocks[0].attention.heads
-        raise InputError(
-            f"no such layout: {heads} heads and the feed-forward width must divide by tp, {scenario.model.layers} "
-            f"layers must cover pp, and tp x pp must not exceed {scenario.fleet.count} devices",
-            key="--tp/--pp",
-            value=f"{wishes.tp or '-'}/{wishes.pp or '-'}",
-        )
+        raise NoLayoutError(*_why_no_layout(scenario, wishes.tp or 1, wishes.pp or 1))
     result = []
     for sharding in found:
         option = scenario.but(numerics=numerics, sharding=sharding)
@@ -141,13 +157,15 @@ def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> 
     proof = Proof(
         Status.INFEASIBLE if chosen.verdict is Verdict.NO else Status.ENUMERATED, steps[index], min(steps), looked_at
     )
-    return Choice(Plan(chosen.scenario, proof, _binding(chosen)), chosen, decoded[index])
-
-
-def _binding(candidate: Candidate) -> tuple[str, ...]:
-    if candidate.verdict is Verdict.SURELY:
-        return ()
-    return (f"memory of one device ({candidate.scenario.fleet.device.key})",)
+    return Choice(
+        Plan(
+            chosen.scenario,
+            proof,
+            () if chosen.verdict is Verdict.SURELY else (f"memory of one {chosen.scenario.fleet.device.key}",),
+        ),
+        chosen,
+        decoded[index],
+    )
 
 
 def max_context(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:
@@ -179,15 +197,22 @@ def max_users(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:
     return largest(room, MAX_USERS, int(scenario.batch))
 
 
-def fewest_devices(
-    scenario: Scenario, wishes: Wishes, counts: tuple[int, ...]
-) -> tuple[int, Numerics, Sharding] | None:
-    """Smallest count of like devices on which the model surely fits, with the most faithful precision there."""
-    open_layout = wishes._replace(tp=None, pp=None)
+class Fewest(NamedTuple):
+    """The smallest count of like devices that surely holds a model, with the precision and layout it takes."""
+
+    devices: int
+    numerics: Numerics
+    sharding: Sharding
+
+
+def fewest_devices(scenario: Scenario, wishes: Wishes, counts: tuple[int, ...]) -> Fewest | None:
+    """Smallest of `counts` of like devices on which the model surely fits, in the most faithful precision there."""
     for count in counts:
+        if not layouts(scenario.model, count, wishes.tp, wishes.pp):
+            continue
         grown = scenario.but(fleet=scenario.fleet.sized(count), sharding=Sharding())
         for numerics in precisions(scenario.model, wishes.weights, wishes.kv):
-            for option in candidates(grown, numerics, open_layout):
+            for option in candidates(grown, numerics, wishes):
                 if option.verdict is Verdict.SURELY:
-                    return count, numerics, option.scenario.sharding
+                    return Fewest(count, numerics, option.scenario.sharding)
     return None

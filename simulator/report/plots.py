@@ -77,11 +77,13 @@ def roofline(report: a.Report, answer: a.ExplainAnswer) -> Figure:
     rows = [r for r in answer.rows if r.flops > 0 and r.time.value]
     intensity = np.array([r.flops / r.bytes for r in rows])
     speed = np.array([r.flops / (r.time.value or 1.0) for r in rows])
-    ridge = answer.peak_flops_per_s / answer.bandwidth_bytes_per_s
+    peaks = dict(sorted({r.arithmetic: r.peak_flops_per_s for r in rows}.items(), key=lambda item: item[1]))
+    ridge = max(peaks.values()) / answer.bandwidth_bytes_per_s
     x = np.geomspace(min(intensity.min(), ridge) / 4, max(intensity.max(), ridge) * 4, 200)
-    roof = np.minimum(answer.peak_flops_per_s, x * answer.bandwidth_bytes_per_s)
-    axes.plot(x, roof / 1e12, color="black", lw=1.5)
-    axes.annotate("bf16 datasheet roof", (x[-1], roof[-1] / 1e12), ha="right", va="bottom", fontsize=9)
+    for name, peak in peaks.items():
+        roof = np.minimum(peak, x * answer.bandwidth_bytes_per_s)
+        axes.plot(x, roof / 1e12, color="black", lw=1.5)
+        axes.annotate(f"{name} datasheet roof", (x[-1], peak / 1e12), ha="right", va="bottom", fontsize=9)
     drawn: set[str] = set()
     for r, i, s in zip(rows, intensity, speed, strict=True):
         label = r.operator_class if r.operator_class not in drawn else None
@@ -96,6 +98,8 @@ def roofline(report: a.Report, answer: a.ExplainAnswer) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="intensity (FLOP per byte of device memory)", ylabel="speed (TFLOP/s)")
     axes.set_title(f"{answer.phase} step of {q.model} on {q.device_count} x {q.device}\n{_subtitle(q)}", fontsize=10)
     axes.grid(True, which="major", alpha=0.3)
+    rest = 1 - sum(r.share for r in rows)
+    axes.annotate(f"not shown, no FLOPs: {rest:.0%} of the step", (0.01, 0.97), xycoords="axes fraction", fontsize=8)
     legend = axes.legend(title="area: share of the step", loc="lower right", fontsize=8, title_fontsize=8)
     for handle in legend.legend_handles:
         handle.set_sizes([40.0])

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-PIPE_WIDTH = 10_000
+UNLIMITED_WIDTH = 10_000
 VERDICT_STYLE = {"surely": "bold green", "tight": "bold yellow", "no": "bold red"}
+VERDICT_WORDS = {"surely": " fits", "tight": ", it may just fit", "no": ", it does not fit"}
 TIER_NOTE = {
     "measured": "measured",
     "calibrated": "calibrated on this device",
@@ -25,11 +26,13 @@ TIER_NOTE = {
 
 
 def console() -> Console:
-    """A console on stdout; in a pipe wide enough that nothing wraps. NO_COLOR is honoured by rich."""
+    """A console on stdout that never wraps, shrinks or cuts: a narrow terminal folds long lines by itself.
+
+    NO_COLOR is honoured by rich.
+    """
     from rich.console import Console
 
-    piped = not sys.stdout.isatty()
-    return Console(width=PIPE_WIDTH if piped else None, highlight=False, soft_wrap=piped)
+    return Console(width=UNLIMITED_WIDTH, highlight=False, soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:
@@ -117,15 +120,26 @@ def _fit(out: Console, report: a.Report, answer: a.FitAnswer) -> None:
     where = _devices(q.device, q.device_count)
     out.print(
         f"{q.model} on {where}: {styled(answer.verdict)}"
-        f"{' fits' if answer.verdict != 'no' else ', it does not fit'}"
+        f"{VERDICT_WORDS[answer.verdict]}"
         f"  ({q.weights} weights, {q.kv} KV cache, {layout(q.layout)}; {q.batch} user{'s' * (q.batch > 1)}, "
         f"context {q.context:,})"
     )
     out.print(table(["", ""], _fit_rows(q, report.evidence, answer), left=2))
     if len(answer.options) > 1:
         out.print()
-        choices = ([o.weights, o.kv, layout(o.layout), styled(o.verdict), brief(o.needed)] for o in answer.options)
-        out.print(table(["weights", "KV", "layout", "fits", "memory per GPU"], choices, left=4))
+        choices = (
+            [
+                o.weights,
+                o.kv,
+                layout(o.layout),
+                styled(o.verdict),
+                brief(o.needed),
+                f"{o.max_users:,}" if o.max_users else "-",
+                brief(o.tokens_per_s_user),
+            ]
+            for o in answer.options
+        )
+        out.print(table(["weights", "KV", "layout", "fits", "memory/GPU", "max users", "tokens/s"], choices, left=4))
     if answer.remedies:
         out.print()
         helps = ([r.change, r.effect, r.flags] for r in answer.remedies)
@@ -147,7 +161,9 @@ def _fit_rows(q: a.Question, evidence: a.Evidence | None, answer: a.FitAnswer) -
         ["users at once", _reach(answer.max_users, "of this context", answer)],
     ]
     if answer.swap.value is not None:
-        swap = f"{span(answer.swap)} for {format_bytes(answer.swap_bytes)}, the same to bring it back"
+        swap = (
+            f"{span(answer.swap)} for {format_bytes(answer.swap_bytes)}, as much to bring it back (assumed constants)"
+        )
         rows.append(["swap one user out", swap])
     rows.append(["prefill", f"{span(answer.prefill)} for {q.prompt:,} tokens, service time only (no queue)"])
     rows.append(["decode, per user", span(answer.tokens_per_s_user)])
@@ -156,12 +172,12 @@ def _fit_rows(q: a.Question, evidence: a.Evidence | None, answer: a.FitAnswer) -
     rows.append(["what binds", answer.binds])
     if evidence is not None:
         best = ", ".join(f"{t.share:.0%} {t.tier}" for t in evidence.tiers)
-        rows.append(["evidence", f"{TIER_NOTE[evidence.weakest]} ({best}); intervals are 80 %"])
+        rows.append(["evidence (decode)", f"{TIER_NOTE[evidence.weakest]} ({best}); intervals are 80 %"])
     return rows
 
 
 def _reach(most: int, of_what: str, answer: a.FitAnswer) -> str:
-    return f"{most:,} {of_what} (fits {answer.limits_hold})" if most else "none"
+    return f"{most:,} {of_what} ({answer.limits_hold})" if most else "none"
 
 
 def _fit_list(out: Console, answer: a.FitList) -> None:
@@ -175,15 +191,21 @@ def _fit_list(out: Console, answer: a.FitList) -> None:
             brief(r.needed),
             f"{r.max_context:,}" if r.verdict != "no" else "-",
             f"{r.max_users:,}" if r.verdict != "no" else "-",
-            brief(r.prefill) if r.verdict != "no" else "-",
-            brief(r.tokens_per_s_user) if r.verdict != "no" else "-",
-            r.note if r.verdict != "no" else "memory",
-            r.weakest if r.verdict != "no" else "-",
+            brief(r.prefill),
+            brief(r.tokens_per_s_user),
+            r.note,
+            r.weakest or "-",
         ]
         for r in answer.rows
     )
-    columns = ["model", "on", "fits", "weights / KV", "layout", "GiB/GPU", "context", "users", "prefill"]
+    columns = ["model", "on", "fits", "weights / KV", "layout", "memory", "max context", "max users", "prefill"]
     out.print(table([*columns, "tokens/s", "binds", "evidence"], rows, left=5))
+    loads = {(r.batch, r.context) for r in answer.rows}
+    context = f"context {max(c for _, c in loads):,}" + (
+        " (less where the model ends earlier)" if len(loads) > 1 else ""
+    )
+    batch = max(b for b, _ in loads)
+    out.print(f"memory, prefill and tokens/s (each user's) are for {batch:,} user{'s' * (batch > 1)}, {context}")
 
 
 def _memory(out: Console, report: a.Report, answer: a.MemoryAnswer) -> None:
@@ -198,16 +220,9 @@ def _memory(out: Console, report: a.Report, answer: a.MemoryAnswer) -> None:
         [r.tensor_class, r.tier, _g(r.bytes.value), _g(r.bytes.low), _g(r.bytes.high), r.basis] for r in answer.rows
     ]
     rows += [
-        ["allocated", "", _g(answer.allocated.value), "", "", "torch.cuda.max_memory_allocated"],
-        ["reserved", "", _g(answer.reserved.value), "", "", "torch.cuda.max_memory_reserved"],
-        [
-            "nvidia-smi",
-            "",
-            _g(answer.nvidia_smi.value),
-            _g(answer.nvidia_smi.low),
-            _g(answer.nvidia_smi.high),
-            "the process",
-        ],
+        ["allocated", "", *_ranged(answer.allocated), "torch.cuda.max_memory_allocated"],
+        ["reserved", "", *_ranged(answer.reserved), "torch.cuda.max_memory_reserved"],
+        ["nvidia-smi", "", *_ranged(answer.nvidia_smi), "the process"],
         ["engine budget", "", _g(answer.budget_bytes), "", "", f"{q.memory_utilization:g} of the device"],
         ["device", "", _g(answer.capacity_bytes), "", "", "usable by a process"],
     ]
@@ -220,6 +235,10 @@ def _memory(out: Console, report: a.Report, answer: a.MemoryAnswer) -> None:
 def _live(text: str) -> str:
     name, _, size = text.rpartition(": ")
     return f"{name} {format_gib(float(size.split()[0]))}"
+
+
+def _ranged(q: a.Quantity) -> tuple[str, str, str]:
+    return _g(q.value), _g(q.low), _g(q.high)
 
 
 def _g(value: float | None) -> str:
@@ -237,7 +256,8 @@ def _explain(out: Console, report: a.Report, answer: a.ExplainAnswer) -> None:
     q = report.question
     assert q is not None
     out.print(
-        f"{answer.phase} step of {q.model} on {_devices(q.device, q.device_count)}, per device  ({q.weights} weights, "
+        f"{answer.phase} step of {answer.step_tokens:,.0f} tokens: {q.model} on {_devices(q.device, q.device_count)}, "
+        f"per device  ({q.weights} weights, "
         f"{q.kv} KV cache, {layout(q.layout)}; {q.batch} user{'s' * (q.batch > 1)}, context {q.context:,})"
     )
     rows = (

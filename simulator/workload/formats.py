@@ -151,5 +151,5 @@ def quantised_checkpoint(config: Mapping[str, object], file: str) -> WeightForma
         file=file,
         key=f"{key}.quant_method",
         value=method,
-        remedy="known: fp8, awq, gptq",
+        remedy="known: fp8, awq, gptq; or take the entry out and pin --weights",
     )

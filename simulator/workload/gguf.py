@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ...dtypes import DType
-from ...errors import InputError, UnknownNameError
+from ...errors import InputError
 from .formats import FORMATS, GGML_TYPES, GgmlType, WeightFormat
 from .model import Attention, Block, Experts, Mlp, Model, Role, blocks_of
 
@@ -270,8 +270,12 @@ def _model(files: list[GgufFile]) -> Model:
     if not isinstance(architecture, str):
         raise InputError("missing", file=file, key="general.architecture")
     if architecture not in ARCHITECTURES:
-        raise UnknownNameError(
-            f"GGUF architecture in {file}", architecture, ARCHITECTURES, listing="roofplan models list"
+        raise InputError(
+            "unknown architecture",
+            file=file,
+            key="general.architecture",
+            value=architecture,
+            remedy=f"known: {', '.join(ARCHITECTURES)}",
         )
     meta = _Meta(file, metadata, architecture)
     tensors = {t.name: t for f in files for t in f.tensors}
@@ -325,6 +329,9 @@ def _placed(stored: Mapping[tuple[Role, int | None], float], model: Model) -> Ma
 
 def _block(meta: _Meta, attention: Attention, experts: str, tensors: Mapping[str, GgufTensor]) -> Block:
     gate = tensors.get(experts.format("ffn_gate"))
+    if gate is None and f"{meta.architecture}.expert_count" in meta.metadata:
+        remedy = "convert it with a current llama.cpp, which stores the experts of a layer as one tensor"
+        raise InputError("experts without ffn_gate_exps", file=meta.file, key="expert_count", remedy=remedy)
     if gate is None:
         return Block("dense", attention, Mlp(meta.integer("feed_forward_length")))
     count, top_k = meta.integer("expert_count", limit=65536), meta.integer("expert_used_count", limit=65536)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ...dtypes import DType
-from ...errors import InputError, UnknownNameError
+from ...errors import InputError
 from .formats import FORMATS, WeightFormat, quantised_checkpoint
 from .model import Attention, Block, Experts, Mlp, Model, blocks_of
 
@@ -144,7 +144,9 @@ def parse_config(config: object, *, name: str, file: str, origin: str | None = N
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         if not isinstance(model_type, str):
             raise InputError("missing: the model family", file=file, key="model_type", value=model_type)
-        raise UnknownNameError(f"model_type in {file}", model_type, FAMILIES, listing="roofplan models list --families")
+        raise InputError(
+            "unknown family", file=file, key="model_type", value=model_type, remedy=f"known: {', '.join(FAMILIES)}"
+        )
     family = FAMILIES[model_type]
     get = _Reader(config, family, file)
     hidden, layers = get.integer("hidden_size"), get.integer("num_hidden_layers")

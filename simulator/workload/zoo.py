@@ -47,13 +47,16 @@ def resolve(name: str) -> Model:
         return read_gguf(_existing(path))
     if name.endswith(".json"):
         return read_config(_existing(path))
-    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on a name too long
+    if name and os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on a name too long
         return read_config(_existing(path / "config.json"))
     key = name.strip().lower().replace("_", "-").rsplit("/", 1)[-1]
     lines = _lines()
     for candidate in (key, key.removeprefix("meta-"), key.removesuffix("-instruct"), key.removesuffix("-v0.1")):
         if candidate in lines:
             return bundled(candidate)
+    if os.path.exists(path) or name.startswith((".", "/", "~")) or not key:  # noqa: PTH110 - as above
+        remedy = "give a config.json or its folder, a .gguf file, or a bundled name"
+        raise InputError("not a model that can be read", file=name or "(empty name)", remedy=remedy)
     raise UnknownNameError("model", name, lines, listing="roofplan models list")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from ..simulator import catalogue as a
-from .device import Cluster, Device, Host, Link, Part, attributes
-from .lint import facts_of, lint
-from .load import load, names
+from ...hwspecs.device import Cluster, Device, Host, Link, Part, attributes
+from ...hwspecs.lint import facts_of, lint
+from ...hwspecs.load import load, names
+from .. import catalogue as a
 
 PARTS: tuple[type[Part], ...] = (Device, Host, Link, Cluster)
 
@@ -23,11 +24,11 @@ def list_all() -> a.HardwareList:
 
 
 def find(name: str) -> Part:
-    """The part of that name, whatever its kind; a path to a TOML file is read as a device."""
+    """The part of that name, whatever its kind; a path to a TOML file is read as a device, `4xNAME` as one of it."""
     for part in PARTS[1:]:
         if name.lower() in names(part) and name.lower() not in names(Device):
             return load(part, name)
-    return load(Device, name)
+    return load(Device, re.sub(r"^\d+x", "", name))
 
 
 def units(part: Part) -> dict[str, str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .. import catalogue as a
-from . import zoo
-from .model import Model
+from ..workload import zoo
+from ..workload.model import Model
 
 
 def model_row(model: Model) -> a.ModelRow:

@@ -1,0 +1,119 @@
+"""An answer's account of itself: the question as understood, how to ask it again, what its times rest on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ... import DATA_DATE
+from ...calibrate import store
+from ...calibrate.transfer import Calibrations
+from ...hwspecs.device import Device
+from ...hwspecs.load import names
+from .. import answers as a
+from ..estimate import Estimate, Tier
+from ..explain import Row, cause, operator_class, quantity
+from ..planner.fit import Wishes
+from ..scenario import Engine, Scenario, Sharding
+
+UNNAMED = "--vram/--bandwidth"  # stands where the file of a card without a name would
+
+
+def layout_of(sharding: Sharding) -> a.Layout:
+    """How a model is cut, as the contract shows it."""
+    return a.Layout(sharding.tp, sharding.pp, sharding.devices)
+
+
+def question_of(scenario: Scenario, wishes: Wishes) -> a.Question:
+    """The scenario as the JSON contract shows it."""
+    pinned = tuple(name for name, value in wishes._asdict().items() if value is not None)
+    weights = scenario.numerics.weights
+    return a.Question(
+        model=scenario.model.name,
+        model_origin=scenario.model.origin,
+        device=scenario.fleet.device.key,
+        device_count=scenario.fleet.count,
+        host_memory_bytes=scenario.fleet.host_memory_bytes,
+        batch=int(scenario.batch),
+        context=int(scenario.context),
+        prompt=int(scenario.prompt),
+        weights=weights.name,
+        bits_per_weight=weights.bits_per_weight,
+        kv=scenario.numerics.kv.value,
+        layout=layout_of(scenario.sharding),
+        memory_utilization=scenario.engine.memory_utilization,
+        max_batched_tokens=scenario.engine.max_batched_tokens,
+        routing=f"{scenario.engine.routing.value} {scenario.engine.routing_alpha:g}",
+        pinned=pinned,
+    )
+
+
+def flags_of(scenario: Scenario, wishes: Wishes) -> str:
+    """The command-line words that ask this question again, choices that were left open left open."""
+    model, fleet, engine, default = scenario.model, scenario.fleet, scenario.engine, Engine()
+    words = [model.name if model.origin == "bundled" else model.origin]
+    if fleet.device.file == UNNAMED:
+        words += [f"--vram {fleet.device.capacity_bytes.value:.0f}B"]
+        words += [f"--bandwidth {fleet.device.bandwidth_bytes_per_s.value:.0f}B/s"]
+    elif fleet.device.file.endswith(".toml"):
+        bundled = fleet.device.key in names(Device)
+        words += [f"--gpu {fleet.label if bundled else fleet.label.replace(fleet.device.key, fleet.device.file)}"]
+    words += [f"--batch {int(scenario.batch)}", f"--context {int(scenario.context)}"]
+    if int(scenario.prompt) != int(scenario.context):
+        words += [f"--prompt {int(scenario.prompt)}"]
+    pinned = {"weights": wishes.weights and wishes.weights.name, "kv": wishes.kv, "tp": wishes.tp, "pp": wishes.pp}
+    words += [f"--{name} {value}" for name, value in pinned.items() if value is not None]
+    if engine.memory_utilization != default.memory_utilization:
+        words += [f"--memory-utilization {engine.memory_utilization:g}"]
+    if engine.max_batched_tokens != default.max_batched_tokens:
+        words += [f"--max-batched-tokens {engine.max_batched_tokens}"]
+    return " ".join(words + ([] if engine.graphs else ["--no-graphs"]))
+
+
+def explain_row(row: Row, whole: float, device: Device) -> a.ExplainRow:
+    """One operator of a step; `whole` is the time of the step in seconds."""
+    compute, memory, floor, link = (float(np.sum(t)) for t in row.time.terms.stack())
+    return a.ExplainRow(
+        operator_class=operator_class(row.table),
+        operator=row.label,
+        layer=row.layer,
+        kernel=str(row.table.kernel),
+        repetitions=row.repetitions,
+        flops=row.flops,
+        bytes=row.traffic_bytes,
+        time=quantity(row.time),
+        compute_s=compute,
+        memory_s=memory,
+        floor_s=floor,
+        link_s=link,
+        bound=cause(row.table, row.time.bound()),
+        share=float(row.time.time_s) / whole,
+        arithmetic=row.table.kernel.arithmetic.value,
+        peak_flops_per_s=device.peak_flops_per_s(row.table.kernel.arithmetic).value,
+        tier=row.resolved.tier.label,
+        note=row.resolved.reason,
+    )
+
+
+def evidence_of(time: Estimate, rows: list[Row], calibrations: Calibrations) -> a.Evidence:
+    """What a time rests on: tiers by share, calibrations with hashes, hardware sources."""
+    whole = max(float(np.sum(time.time_s)), 1e-300)
+    used: dict[tuple[str, Tier, str], float] = {}
+    for row in rows:
+        key = (row.resolved.calibration.id, row.resolved.tier, row.resolved.reason)
+        used[key] = used.get(key, 0.0) + float(np.sum(row.time.time_s))
+    everything = sum(used.values()) or 1.0
+    files = {row.resolved.calibration.id: row.resolved.calibration.file for row in rows}
+    device = calibrations.fleet.device
+    return a.Evidence(
+        weakest=time.weakest_tier().label,
+        tiers=tuple(a.TierShare(tier.label, share) for tier, share in time.evidence().items()),
+        calibrations=tuple(
+            a.CalibrationUse(id_, tier.label, seconds / everything, reason, store.digest(Path(files[id_])))
+            for (id_, tier, reason), seconds in sorted(used.items(), key=lambda item: -item[1])
+        ),
+        extrapolated_share=float(np.sum(time.extrapolated_s)) / whole,
+        sources=tuple(f"{s.publisher}: {s.title}" for s in device.sources.values()),
+        data_date=DATA_DATE,
+    )
