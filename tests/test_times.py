@@ -17,9 +17,12 @@ from roofplan.simulator.costs import work
 from roofplan.simulator.estimate import Tier
 from roofplan.simulator.inference import decode, prefill
 from roofplan.simulator.lowering.decoder import lower
+from roofplan.simulator.memory import ledger
 from roofplan.simulator.operators import Collective
+from roofplan.simulator.planner.fit import verdict
 from roofplan.simulator.scenario import Phase, Scenario, Sharding, Step
 from roofplan.simulator.schedule import price
+from roofplan.simulator.sweep import sweep
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import FORMATS
 from roofplan.simulator.workload.model import Model
@@ -83,3 +86,28 @@ def test_a_guessed_rate_is_told_and_widens() -> None:
     assert float(unsure.time_s) == pytest.approx(float(sure.time_s))
     assert float(unsure.log_sd) > 0.4 > float(sure.log_sd)
     assert unsure.evidence()[Tier.ASSUMED] > 0.8
+
+
+def test_a_sweep_equals_its_points() -> None:
+    asked = scenario(zoo.bundled("qwen3-30b-a3b"), gpu="2xh100-sxm", sharding=Sharding(2, 1))
+    batch, context = np.array([1.0, 7.0, 300.0])[:, None], np.array([100.0, 8000.0, 40_000.0, 40_960.0])[None, :]
+    whole = sweep(asked.but(batch=batch, context=context, prompt=context), calibrations_of(asked))
+    assert whole.decode_s.shape == (3, 4)
+    for i, b in enumerate(batch.ravel()):
+        for j, c in enumerate(context.ravel()):
+            point = asked.but(batch=int(b), context=int(c), prompt=int(c))
+            step, memory = decode(point, calibrations_of(point)), ledger(point)
+            assert whole.decode_s[i, j] == pytest.approx(float(step.time_s), rel=1e-12)
+            assert whole.decode_high_s[i, j] == pytest.approx(float(step.high_s), rel=1e-12)
+            assert whole.needed_bytes[i, j] == pytest.approx(float(memory.total_bytes().max()), rel=1e-12)
+            assert whole.verdict[i, j] == verdict(point, memory)
+
+
+def test_a_sweep_is_the_same_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = scenario(zoo.bundled("llama-3.1-8b"))
+    many = asked.but(batch=np.arange(1.0, 101.0), context=np.linspace(100, 90_000, 100).round())
+    many = many.but(prompt=many.context)
+    whole = sweep(many, calibrations_of(asked))
+    monkeypatch.setattr("roofplan.simulator.sweep.BLOCK_POINTS", 7)
+    for column, again in zip(whole, sweep(many, calibrations_of(asked)), strict=True):
+        assert np.allclose(column, again, rtol=1e-12)

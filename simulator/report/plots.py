@@ -113,7 +113,7 @@ def _offsets(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> list[float]:
     for position, i in enumerate(order):
         for j in order[:position]:
             apart = (y[j] - y[i]) * POINTS_PER_E + offsets[j] - offsets[i]
-            if abs(x[i] - x[j]) < 1.2 and apart < LABEL_POINTS:
+            if abs(x[i] - x[j]) < 0.5 and apart < LABEL_POINTS:
                 offsets[i] -= LABEL_POINTS - apart
     return offsets
 
