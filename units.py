@@ -36,23 +36,23 @@ def _split(text: str, key: str, example: str) -> tuple[float, str]:
 def parse_bytes(text: str, key: str) -> float:
     """Bytes from `64GB` or `24GiB`; the unit is required, because GB and GiB differ by 7 %."""
     number, unit = _split(text, key, "64GB or 24GiB")
-    if unit not in _BYTES:
-        raise InputError("unknown or missing unit of memory", key=key, value=text, remedy="write it like 64GB or 24GiB")
-    value = number * _BYTES[unit]
-    if not 1 <= value <= MAX_BYTES:
-        raise InputError("must lie between 1 B and 1 EB", key=key, value=text)
-    return value
+    return _amount(number, unit, 1.0, "memory", "64GB or 24GiB", text, key)
 
 
 def parse_rate(text: str, key: str) -> float:
     """Bytes per second from `1TB/s` or `936GB/s`."""
     number, unit = _split(text, key, "936GB/s")
-    amount, slash, per = unit.partition("/")
-    if amount not in _BYTES or not slash or per != "s":
-        raise InputError("unknown or missing unit of bandwidth", key=key, value=text, remedy="write it like 936GB/s")
-    value = number * _BYTES[amount]
-    if not 1e3 <= value <= MAX_BYTES:
-        raise InputError("must lie between 1 kB/s and 1 EB/s", key=key, value=text)
+    amount = unit.removesuffix("/s") if unit.endswith("/s") else ""
+    return _amount(number, amount, 1e3, "bandwidth", "936GB/s", text, key)
+
+
+def _amount(number: float, unit: str, least: float, what: str, example: str, text: str, key: str) -> float:
+    """Bytes behind a number and its unit, within the limits of sense."""
+    if unit not in _BYTES:
+        raise InputError(f"unknown or missing unit of {what}", key=key, value=text, remedy=f"write it like {example}")
+    value = number * _BYTES[unit]
+    if not least <= value <= MAX_BYTES:
+        raise InputError(f"must lie between {format_bytes(least)} and 1 EB", key=key, value=text)
     return value
 
 
@@ -69,12 +69,12 @@ def parse_count(text: str, key: str) -> int:
     return int(value)
 
 
-def _scaled(value: float, step: float, suffixes: tuple[str, ...]) -> str:
+def _scaled(value: float, suffixes: tuple[str, ...]) -> str:
     if not math.isfinite(value):
         return "-"
     size, index = abs(value), 0
     while size >= 999.5 and index < len(suffixes) - 1:
-        size, index = size / step, index + 1
+        size, index = size / 1e3, index + 1
     digits = f"{size:.3g}" if size < 999.5 else f"{size:,.0f}"
     return f"{'-' if value < 0 else ''}{digits} {suffixes[index]}".rstrip()
 
@@ -89,7 +89,7 @@ def format_gib(value: float) -> str:
 
 def format_bytes(value: float) -> str:
     """Bytes in decimal units: traffic, rates, file sizes."""
-    return _scaled(value, 1e3, ("B", "kB", "MB", "GB", "TB", "PB", "EB"))
+    return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB", "EB"))
 
 
 def format_rate(value: float) -> str:
@@ -99,7 +99,7 @@ def format_rate(value: float) -> str:
 
 def format_flops(value: float) -> str:
     """Floating-point operations in decimal units."""
-    return _scaled(value, 1e3, ("", "k", "M", "G", "T", "P", "E", "Z")) + "FLOP"
+    return _scaled(value, ("", "k", "M", "G", "T", "P", "E", "Z")) + "FLOP"
 
 
 def format_seconds(value: float) -> str:
@@ -114,4 +114,4 @@ def format_seconds(value: float) -> str:
 
 def format_count(value: float) -> str:
     """A count with thousands separators; large ones with a suffix."""
-    return f"{value:,.0f}" if abs(value) < 1e7 else _scaled(value, 1e3, ("", "k", "M", "B", "T")).replace(" ", "")
+    return f"{value:,.0f}" if abs(value) < 1e7 else _scaled(value, ("", "k", "M", "B", "T")).replace(" ", "")

@@ -147,6 +147,7 @@ def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> 
             break
         if best[0].verdict is Verdict.NO:  # nothing fits yet: remember the narrowest, which comes closest
             best = options
+    best = _worth_pricing(best)
     decoded = [decode_in_detail(o.scenario, calibrations) for o in best]
     steps = [float(d.step.time_s) for d in decoded]
     if best[0].verdict is Verdict.NO:
@@ -166,6 +167,16 @@ def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> 
         chosen,
         decoded[index],
     )
+
+
+def _worth_pricing(options: list[Candidate]) -> list[Candidate]:
+    """For one user the layouts with the fewest stages of each tensor-parallel degree: with a single micro-batch more
+    stages run the same operators and hand over besides. Where nothing fits, the layout that comes closest counts.
+    """
+    if int(options[0].scenario.batch) > 1 or options[0].verdict is Verdict.NO:
+        return options
+    fewest = {o.scenario.sharding.tp: o for o in sorted(options, key=lambda o: -o.scenario.sharding.pp)}
+    return list(fewest.values())
 
 
 def max_context(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:

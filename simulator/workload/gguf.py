@@ -84,7 +84,6 @@ class GgufFile:
     tensors: tuple[GgufTensor, ...]
     alignment: int
     data_offset: int
-    file_bytes: int
 
     @property
     def expected_bytes(self) -> int:
@@ -140,7 +139,7 @@ def read_header(path: Path) -> GgufFile:
             if size < 24:
                 raise InputError(f"truncated: {size} bytes is less than a GGUF header", file=file)
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                header = _parse(_Cursor(data, file), size)
+                header = _parse(_Cursor(data, file))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", file=file) from None
     if header.expected_bytes > size:
@@ -153,7 +152,7 @@ def read_header(path: Path) -> GgufFile:
     return header
 
 
-def _parse(cursor: _Cursor, size: int) -> GgufFile:
+def _parse(cursor: _Cursor) -> GgufFile:
     file = cursor.file
     magic = bytes(cursor.data[:4])
     cursor.at = 4
@@ -174,7 +173,7 @@ def _parse(cursor: _Cursor, size: int) -> GgufFile:
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         raise InputError("must be a power of two", file=file, key="general.alignment", value=alignment)
     data_offset = -(-cursor.at // alignment) * alignment
-    return GgufFile(file, MappingProxyType(metadata), tensors, alignment, data_offset, size)
+    return GgufFile(file, MappingProxyType(metadata), tensors, alignment, data_offset)
 
 
 def _value(cursor: _Cursor, key: str, kind: int, depth: int = 0) -> Any:

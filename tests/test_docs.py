@@ -1,0 +1,75 @@
+"""What the README shows runs and says what it shows."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from roofplan import cli
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
+COMMANDS = [
+    line.split("#")[0].split()[1:] for block in BLOCKS for line in block.splitlines() if line.startswith("roofplan ")
+]
+SKIPPED = {"calibrate"}  # minutes, and the extra `silicon`; calibrations have tests of their own
+
+
+def files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The files the commands name, in the folder they run in."""
+    from test_gguf import T, shapes_of, write
+
+    zoo = (Path(cli.__file__).parent / "simulator" / "workload" / "zoo.jsonl").read_text().splitlines()
+    (tmp_path / "config.json").write_text(json.dumps(json.loads(zoo[0])["config"]))
+    cli.run(["hw", "show", "rtx-4090", "--toml"])
+    (tmp_path / "my-gpu.toml").write_text(capsys.readouterr().out)
+    write(tmp_path / "model-Q4_K_M.gguf", "llama", shapes_of("llama"), T.F16)
+
+
+@pytest.mark.parametrize("words", [c for c in COMMANDS if c[0] not in SKIPPED], ids=" ".join)
+def test_every_command_of_the_readme_runs(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    files(tmp_path, capsys)
+    monkeypatch.chdir(tmp_path)
+    code = cli.run(words)
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, "")
+    assert out
+
+
+def test_the_readme_shows_what_the_tool_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["fits", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--context", "32k", "--batch", "8"],):
+        cli.run(words)
+        assert capsys.readouterr().out.strip() in README
+    cli.run(["fits", "--gpu", "rtx-4090"])
+    shown = capsys.readouterr().out.splitlines()
+    assert "\n".join(shown[:4]) in README and shown[-1] in README
+
+
+def test_accuracy_figures_are_those_of_the_calibration_files() -> None:
+    from roofplan.calibrate import store
+
+    rows = re.findall(
+        r"^\| (H200|H100|A100) \| ([^|]+) \| ([\d,]+) / ([\d,]+) \| (\d+) / (\d+) \| (\d+) / (\d+) \|$", README, re.M
+    )
+    names = {"H200": "h200", "H100": "h100-sxm", "A100": "a100-80gb"}
+    kernels = {
+        "GEMM bf16": "gemm/bf16",
+        "GEMM fp8 (CUTLASS, with quantisation)": "gemm/fp8",
+        "prefill attention bf16": "attention-prefill/bf16",
+        "decode attention bf16": "attention-decode/bf16",
+        "mixture of experts bf16": "experts/bf16",
+        "all-reduce": "all-reduce/bf16",
+    }
+    assert len(rows) >= 8
+    for device, what, *figures in rows:
+        found = {str(c.kernel): c for c in store.read(store.BUNDLED / f"{names[device]}.json")}[kernels[what.strip()]]
+        a, p = found.accuracy, found.provenance
+        assert a is not None
+        ours = [p.fit_rows, p.held_out_rows, a.mape, a.median, a.pure_roofline_mape, a.pure_roofline_median]
+        assert [int(f.replace(",", "")) for f in figures] == [round(v) for v in ours], (device, what)
