@@ -162,7 +162,7 @@ def ask_fit(scenario: Scenario, calibrations: Calibrations, wishes: Wishes | Non
         budget_bytes=fit.budget_bytes(decided),
         max_context=reach[0],
         max_users=reach[1],
-        limits_hold=max(chosen.verdict, Verdict.TIGHT).label,
+        limits_hold=chosen.verdict.label,
         swap_bytes=float(kv_cache_bytes(decided.but(batch=1)).max()),
         swap=_swap(decided, calibrations) if fits else _unfit("s"),
         prefill=quantity(prefill(decided, calibrations)) if fits else _unfit("s"),
@@ -296,8 +296,10 @@ def _swap(scenario: Scenario, calibrations: Calibrations) -> a.Quantity:
 
 
 def _reach(chosen: Candidate) -> tuple[int, int]:
-    """Largest context and most users with the verdict the scenario itself has (0 where nothing fits)."""
-    level = max(chosen.verdict, Verdict.TIGHT)
+    """Largest context and most users with the verdict the scenario itself has (0 where it does not fit)."""
+    level = chosen.verdict
+    if level is Verdict.NO:
+        return 0, 0
     return fit.max_context(chosen.scenario, level), fit.max_users(chosen.scenario, level)
 
 

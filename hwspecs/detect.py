@@ -6,7 +6,6 @@ Nothing is changed on the device. Container limits (cgroups) and CPU affinity bo
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -230,7 +229,7 @@ def _cpu(host_memory_bytes: float | None) -> Detected:
         name=f"this machine's CPU ({cores} cores, {name})",
         sources=MappingProxyType({"machine": source}),
         vendor="cpu",
-        architecture=platform.machine().lower() or "unknown",
+        architecture=_machine(),
         architecture_class="cpu",
         capacity_bytes=Fact(host_memory_bytes, "machine", Kind.MEASURED),
         bandwidth_bytes_per_s=assumed(51.2e9),
@@ -277,6 +276,15 @@ def available_host_memory_bytes() -> float | None:
             spent = float(used[0]) if used and used[0].isdigit() else 0.0
             available = min(available, max(1.0, float(limit[0]) - spent))
     return available
+
+
+def _machine() -> str:
+    """x86_64, aarch64, ..."""
+    if hasattr(os, "uname"):
+        return os.uname().machine.lower()
+    import platform
+
+    return platform.machine().lower() or "unknown"
 
 
 def _cpu_flags() -> set[str]:

@@ -118,18 +118,26 @@ class Choice(NamedTuple):
 def candidates(
     scenario: Scenario, numerics: Numerics, wishes: Wishes, activations: Activations | None = None
 ) -> list[Candidate]:
-    """Every layout of one precision with its verdict; `activations` remembers what precisions share."""
+    """The layouts of one precision with their verdicts; `activations` remembers what precisions share.
+
+    For one user no pipeline is cut deeper once its tensor-parallel degree surely fits: with a single micro-batch more
+    stages run the same operators and hand over besides.
+    """
     activations = {} if activations is None else activations
     found = layouts(scenario.model, scenario.fleet.count, wishes.tp, wishes.pp)
     if not found:
         raise NoLayoutError(*_why_no_layout(scenario, wishes.tp or 1, wishes.pp or 1))
-    result = []
+    result, settled = [], set[int]()
     for sharding in found:
+        if sharding.tp in settled:
+            continue
         option = scenario.but(numerics=numerics, sharding=sharding)
         if sharding.tp not in activations:
             activations[sharding.tp] = activation_peaks(option)
         memory = ledger(option, activations[sharding.tp])
         result.append(Candidate(option, memory, verdict(option, memory)))
+        if result[-1].verdict is Verdict.SURELY and np.max(scenario.batch) <= 1:
+            settled.add(sharding.tp)
     return result
 
 
@@ -147,13 +155,11 @@ def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> 
             break
         if best[0].verdict is Verdict.NO:  # nothing fits yet: remember the narrowest, which comes closest
             best = options
-    best = _worth_pricing(best)
+    if best[0].verdict is Verdict.NO:
+        best = [min(best, key=lambda o: float(np.max(o.memory.total_bytes())))]
     decoded = [decode_in_detail(o.scenario, calibrations) for o in best]
     steps = [float(d.step.time_s) for d in decoded]
-    if best[0].verdict is Verdict.NO:
-        index = int(np.argmin([float(np.max(o.memory.total_bytes())) for o in best]))
-    else:
-        index = int(np.argmin(steps))
+    index = int(np.argmin(steps))
     chosen = best[index]
     proof = Proof(
         Status.INFEASIBLE if chosen.verdict is Verdict.NO else Status.ENUMERATED, steps[index], min(steps), looked_at
@@ -167,16 +173,6 @@ def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> 
         chosen,
         decoded[index],
     )
-
-
-def _worth_pricing(options: list[Candidate]) -> list[Candidate]:
-    """For one user the layouts with the fewest stages of each tensor-parallel degree: with a single micro-batch more
-    stages run the same operators and hand over besides. Where nothing fits, the layout that comes closest counts.
-    """
-    if int(options[0].scenario.batch) > 1 or options[0].verdict is Verdict.NO:
-        return options
-    fewest = {o.scenario.sharding.tp: o for o in sorted(options, key=lambda o: -o.scenario.sharding.pp)}
-    return list(fewest.values())
 
 
 def max_context(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:
