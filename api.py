@@ -19,7 +19,7 @@ from .hwspecs.load import load_fleet as _load_fleet
 from .simulator import answers as a
 from .simulator.estimate import total
 from .simulator.explain import known, quantity, rate, rows_of, sentence, shares
-from .simulator.inference import decode_step, prefill, swap_out
+from .simulator.inference import decode_step, prefill, prefill_step, swap_out
 from .simulator.liveness import peaks
 from .simulator.lowering.decoder import lower
 from .simulator.memory import ALLOCATED, RESERVED, Ledger, TensorClass, kv_cache_bytes, peak_steps
@@ -377,7 +377,7 @@ def explain_step(
     calibrations = calibrations or load_calibrations(scenario.fleet)
     wishes = wishes or Wishes()
     decided = fit.choose(scenario, wishes, calibrations).plan.scenario
-    step = decode_step(decided) if phase is Phase.DECODE else peak_steps(decided)[0]
+    step = decode_step(decided) if phase is Phase.DECODE else prefill_step(decided)
     operators = price(lower(decided, step), decided, calibrations)
     rows, parts = rows_of(operators, calibrations), shares(operators)
     whole = total(row.time for row in rows)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .simulator.scenario import Engine, Scenario
 
 EXIT_CODES = (
-    "Exit codes: 0 yes; 1 an honest no; 2 bad input; 3 the environment lacks something; 70 internal; 130 interrupt."
+    "Exit codes: 0 yes or tight; 1 an honest no; 2 bad input; 3 the environment lacks something; 70 internal; "
+    "130 interrupted; 141 a pipe's reader has gone."
 )
 
 

@@ -27,6 +27,12 @@ def decode_step(scenario: Scenario) -> Step:
     return Step(Phase.DECODE, sequences, 1, np.asarray(scenario.context, float) - 1)
 
 
+def prefill_step(scenario: Scenario) -> Step:
+    """The first prefill step of a scalar scenario as engines batch it: whole prompts while they fit, else one chunk."""
+    prompt, limit = int(scenario.prompt), scenario.engine.max_batched_tokens
+    return Step(Phase.PREFILL, max(1, min(int(scenario.batch), limit // prompt)), min(prompt, limit), 0)
+
+
 class Decoded(NamedTuple):
     """A decode step: its time, and the operators of one micro-batch it is made of."""
 

@@ -264,6 +264,10 @@ def test_explain_agrees_with_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(r["share"] for r in explained["rows"]) == pytest.approx(1.0)
     prefill = json.loads(run(capsys, "explain", *question, "--step", "prefill")[1])["answer"]
     assert prefill["step_tokens"] == 8192, "one step of the engine, never more than it batches"
+    alone = ["explain", "llama-3.1-8b", "--gpu", "h200", "--context", "4k", "--step", "prefill", "--json"]
+    explained = json.loads(run(capsys, *alone)[1])["answer"]["total"]["value"]
+    fitted = json.loads(run(capsys, "fits", *alone[1:6], "--json")[1])["answer"]["prefill"]["value"]
+    assert explained == pytest.approx(fitted), "a prompt of one chunk"
 
 
 def test_a_narrow_terminal_gets_whole_lines() -> None:
