@@ -191,7 +191,7 @@ def ask_fit_models(
     """Every model of a list on one fleet, in the order given."""
     scenarios = [_at_load(m, fleet, load_ or Load(), engine) for m in models]
     rows = tuple(_fit_row(s, calibrations, wishes or Wishes()) for s in scenarios)
-    return envelope(a.FitList(rows), warnings=_cut_contexts(scenarios, load_ or Load()))
+    return envelope(a.FitList(rows), warnings=_cut_contexts(models, load_ or Load()))
 
 
 def ask_fit_devices(
@@ -202,7 +202,7 @@ def ask_fit_devices(
     engine: Engine | None = None,
 ) -> a.Report:
     """The reverse question: on which bundled device, and how many of it, does the model surely fit; smallest first."""
-    wishes, rows, scenarios = wishes or Wishes(), [], []
+    wishes, rows = wishes or Wishes(), []
     for device in sorted((load(Device, n) for n in names(Device)), key=lambda d: d.capacity_bytes.value):
         fleet = fleet_of(device)
         scenario = _at_load(model, fleet, load_ or Load(), engine)
@@ -210,8 +210,7 @@ def ask_fit_devices(
         grown = fleet.sized(found.devices if found else COUNTS[-1])
         asked = wishes._replace(weights=found.numerics.weights, kv=found.numerics.kv) if found else wishes
         rows.append(_fit_row(scenario.but(fleet=grown), load_calibrations(grown, calibration), asked))
-        scenarios.append(scenario)
-    return envelope(a.FitList(tuple(rows)), warnings=_cut_contexts(scenarios[:1], load_ or Load()))
+    return envelope(a.FitList(tuple(rows)), warnings=_cut_contexts([model], load_ or Load()))
 
 
 def _at_load(model: Model, fleet: Fleet, load_: Load, engine: Engine | None) -> Scenario:
@@ -220,10 +219,10 @@ def _at_load(model: Model, fleet: Fleet, load_: Load, engine: Engine | None) -> 
     return make_scenario(model, fleet, batch=load_.batch, context=context, prompt=prompt, engine=engine)
 
 
-def _cut_contexts(scenarios: list[Scenario], load_: Load) -> tuple[str, ...]:
+def _cut_contexts(models: list[Model], load_: Load) -> tuple[str, ...]:
     """What a reader must know where a model ends before the context that was asked for."""
     asked = load_.context or 0
-    cut = [f"{s.model.name} {s.model.max_context:,}" for s in scenarios if s.model.max_context < asked]
+    cut = [f"{m.name} {m.max_context:,}" for m in models if m.max_context < asked]
     return (f"context {asked:,} cut to the model's own limit: {', '.join(cut)}",) if cut else ()
 
 
@@ -231,7 +230,7 @@ def _fit_row(scenario: Scenario, calibrations: Calibrations, wishes: Wishes) -> 
     try:
         _, chosen, (step, operators) = fit.choose(scenario, wishes, calibrations)
     except fit.NoLayoutError as error:
-        return _row_withoutlayout_of(scenario, wishes, error.problem)
+        return _row_without_layout(scenario, wishes, error.problem)
     decided, fits = chosen.scenario, chosen.verdict is not Verdict.NO
     context, users = _reach(chosen)
     parts = shares(operators)
@@ -256,12 +255,10 @@ def _fit_row(scenario: Scenario, calibrations: Calibrations, wishes: Wishes) -> 
     )
 
 
-def _row_withoutlayout_of(scenario: Scenario, wishes: Wishes, problem: str) -> a.FitRow:
+def _row_without_layout(scenario: Scenario, wishes: Wishes, problem: str) -> a.FitRow:
     """The row of a model that the pinned layout cannot cut."""
-    numerics, none = (
-        precisions(scenario.model, wishes.weights, wishes.kv)[0],
-        a.Quantity(None, None, None, "B", problem),
-    )
+    numerics = precisions(scenario.model, wishes.weights, wishes.kv)[0]
+    none = a.Quantity(None, None, None, "B", problem)
     return a.FitRow(
         model=scenario.model.name,
         device=scenario.fleet.device.key,

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..dtypes import DType
-from ..hwspecs.device import Device, Fleet
+from ..hwspecs.device import SWITCHED_BYTES_PER_S, Device, Fleet
 from ..simulator.calibration import Basis, Calibration, Denominators, LatencyBandwidth, Resolved
 from ..simulator.estimate import Tier
 from ..simulator.operators import Kernel, KernelName
 
 ANY_DEVICE = "any"
-SWITCHED_BYTES_PER_S = 100e9  # slower links between devices are PCIe
 SAME_DATASHEET = 0.05  # a file whose numbers differ by more from those a calibration was fitted with is another device
 ASSUMED_LOG_SD = 0.3  # added to a kernel that borrows another kernel's parameters: no rows to derive it from
 

@@ -151,6 +151,9 @@ class Host(Part):
     nvme_write_bytes_per_s: Fact | None = fact("B/s", "sequential write of the local NVMe storage", False)
 
 
+SWITCHED_BYTES_PER_S = 100e9  # per direction; slower links between devices are PCIe
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Link(Part):
     """A connection between two parts; the bandwidth is of ONE direction."""

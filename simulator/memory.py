@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..hwspecs.device import SWITCHED_BYTES_PER_S
 from .estimate import Array
 from .liveness import peaks
 from .lowering.decoder import lower
 from .lowering.linear import share_per_rank
 from .scenario import MemoryTier, Number, Phase, Scenario, Step, stage_layers
-from .workload.model import Experts, Model, Role
+from .workload.model import Model, Role
 
 GIB, MIB = 2.0**30, 2.0**20
 
@@ -242,8 +243,7 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
     slack = (held * share for share in ALLOCATOR_SHARE)
     entries.append(row(TensorClass.ALLOCATOR, "reserved over allocated in public logs: 1.002 to 1.024", *slack))
     if scenario.engine.graphs:
-        sparse = any(isinstance(b.ffn, Experts) for b in scenario.model.blocks)
-        entries.append(ranged(TensorClass.GRAPHS, GRAPHS_EXPERTS if sparse else GRAPHS_DENSE))
+        entries.append(ranged(TensorClass.GRAPHS, GRAPHS_EXPERTS if scenario.model.has_experts else GRAPHS_DENSE))
     if scenario.sharding.devices > 1:
         entries.append(ranged(TensorClass.COMMUNICATORS, _group(scenario)))
     context = CONTEXT.get(device.architecture, CONTEXT_ELSEWHERE)
@@ -254,7 +254,8 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
 def _group(scenario: Scenario) -> Range:
     if scenario.sharding.tp == 1:
         return PIPELINE_GROUP
-    return NVLINK_GROUP if scenario.fleet.interconnect.bandwidth_bytes_per_s.value > 100e9 else PCIE_GROUP
+    link_bytes_per_s = scenario.fleet.interconnect.bandwidth_bytes_per_s.value
+    return NVLINK_GROUP if link_bytes_per_s > SWITCHED_BYTES_PER_S else PCIE_GROUP
 
 
 def _added(a: Range, b: Range) -> Range:

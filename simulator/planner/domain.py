@@ -96,8 +96,5 @@ def _probes(
     wanted = {low + 1, (low + high) // 2, high - 1} | extra
     if room_low is not None and room_high is not None and room_low - room_high > 0:
         crossing = low + round((high - low) * room_low / (room_low - room_high))
-        wanted |= {crossing + offset for offset in NEIGHBOURS}
+        wanted |= {crossing + offset for offset in (-1, 0, 1, 2)}
     return np.array(sorted(n for n in wanted if low < n < high), dtype=float)
-
-
-NEIGHBOURS = (-1, 0, 1, 2)

@@ -205,11 +205,10 @@ def max_users(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:
 
 
 class Fewest(NamedTuple):
-    """The smallest count of like devices that surely holds a model, with the precision and layout it takes."""
+    """The smallest count of like devices that surely holds a model, with the precision it takes."""
 
     devices: int
     numerics: Numerics
-    sharding: Sharding
 
 
 def fewest_devices(scenario: Scenario, wishes: Wishes, counts: tuple[int, ...]) -> Fewest | None:
@@ -219,7 +218,6 @@ def fewest_devices(scenario: Scenario, wishes: Wishes, counts: tuple[int, ...]) 
             continue
         grown = scenario.but(fleet=scenario.fleet.sized(count), sharding=Sharding())
         for numerics in precisions(scenario.model, wishes.weights, wishes.kv):
-            for option in candidates(grown, numerics, wishes):
-                if option.verdict is Verdict.SURELY:
-                    return Fewest(count, numerics, option.scenario.sharding)
+            if any(option.verdict is Verdict.SURELY for option in candidates(grown, numerics, wishes)):
+                return Fewest(count, numerics)
     return None

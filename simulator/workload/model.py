@@ -127,6 +127,11 @@ class Model:
         """Number of transformer layers."""
         return len(self.pattern)
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer routes its tokens to experts."""
+        return any(isinstance(block.ffn, Experts) for block in self.blocks)
+
     def layer_counts(self) -> tuple[int, ...]:
         """How many layers each block stands for."""
         return tuple(self.pattern.count(i) for i in range(len(self.blocks)))
