@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..dtypes import DType
 from ..hwspecs.device import Device
 from ..hwspecs.load import fleet_of, load, names
 from ..units import format_gib
@@ -16,13 +17,13 @@ from .planner.fit import (
     Candidate,
     Verdict,
     Wishes,
+    budget_bytes,
     candidates,
     fewest_devices,
     max_context,
     max_users,
 )
 from .scenario import Scenario, Sharding
-from .workload.model import Experts
 
 COUNTS = (2, 4, 8)
 
@@ -32,11 +33,12 @@ def remedies(candidate: Candidate, wishes: Wishes, calibrations: CalibrationSet)
     if candidate.verdict is Verdict.SURELY:
         return ()
     scenario = candidate.scenario
+    users, context = max_users(scenario), max_context(scenario)
     tried = (
-        _less("users at once:", "--batch", int(scenario.batch), max_users(scenario)),
-        _shorter_context(scenario, max_context(scenario)),
-        _both(candidate),
-        *_narrower(candidate, wishes),
+        _fewer_users(scenario, users),
+        _shorter_context(scenario, context),
+        None if users or context else _both(scenario),
+        _narrower(candidate, wishes),
         _more_devices(candidate, wishes),
         _larger_device(candidate, wishes),
         _host_memory(candidate, calibrations),
@@ -44,44 +46,53 @@ def remedies(candidate: Candidate, wishes: Wishes, calibrations: CalibrationSet)
     return tuple(remedy for remedy in tried if remedy is not None)
 
 
-def _less(what: str, flag: str, now: int, most: int) -> Remedy | None:
-    """Fewer users or a shorter context, where some of it fits."""
-    return Remedy(f"{what} {most:,} instead of {now:,}", "fits surely", f"{flag} {most}") if 0 < most < now else None
+def _fewer_users(scenario: Scenario, most: int) -> Remedy | None:
+    now = int(scenario.batch)
+    if not 0 < most < now:
+        return None
+    return Remedy(f"users at once: {most:,} instead of {now:,}", "fits surely", f"--batch {most}")
 
 
 def _shorter_context(scenario: Scenario, most: int) -> Remedy | None:
-    remedy = _less("context", "--context", int(scenario.context), most)
-    if remedy is None or most >= int(scenario.prompt):
-        return remedy
-    return remedy._replace(flags=f"{remedy.flags} --prompt {most}")
-
-
-def _both(candidate: Candidate) -> Remedy | None:
-    """One user, where neither fewer users nor a shorter context alone is enough."""
-    scenario = candidate.scenario
-    if int(scenario.batch) == 1 or max_users(scenario) or max_context(scenario):
+    now = int(scenario.context)
+    if not 0 < most < now:
         return None
-    context = max_context(scenario.but(batch=1))
+    return Remedy(f"context {most:,} instead of {now:,}", "fits surely", _context_flags(scenario, most))
+
+
+def _both(scenario: Scenario) -> Remedy | None:
+    """One user, where neither fewer users nor a shorter context alone is enough."""
+    context = max_context(scenario.but(batch=1)) if int(scenario.batch) > 1 else 0
     if not context:
         return None
-    return Remedy(f"one user with context {context:,}", "fits surely", f"--batch 1 --context {context}")
+    flags = f"--batch 1 {_context_flags(scenario, context)}"
+    return Remedy(f"one user with context {context:,}", "fits surely", flags)
 
 
-def _narrower(candidate: Candidate, wishes: Wishes) -> list[Remedy]:
-    """Narrower formats than the ones that were pinned."""
-    scenario, found = candidate.scenario, []
+def _context_flags(scenario: Scenario, context: int) -> str:
+    """A prompt is part of its context, so it shrinks with it."""
+    return f"--context {context}" + (f" --prompt {context}" if context < int(scenario.prompt) else "")
+
+
+def _narrower(candidate: Candidate, wishes: Wishes) -> Remedy | None:
+    """The first narrower format than a pinned one that is enough."""
+    scenario = candidate.scenario
     if wishes.kv is not None and wishes.kv.bits > 8:
-        found.append(_tried(scenario, wishes._replace(kv=None), "KV cache in fp8", "--kv fp8"))
-    if wishes.weights is not None:
-        for weights in weight_choices(scenario.model):
-            if weights.bits_per_weight < wishes.weights.bits_per_weight:
-                change = wishes._replace(weights=weights)
-                found.append(_tried(scenario, change, f"weights in {weights.name}", f"--weights {weights.name}"))
-    return [remedy for remedy in found if remedy is not None][:1]
+        remedy = _tried(scenario, wishes._replace(kv=None), "KV cache in fp8", "--kv fp8")
+        if remedy is not None:
+            return remedy
+    pinned = wishes.weights.bits_per_weight if wishes.weights is not None else 0.0
+    for weights in weight_choices(scenario.model):
+        if weights.bits_per_weight < pinned:
+            change = wishes._replace(weights=weights)
+            remedy = _tried(scenario, change, f"weights in {weights.name}", f"--weights {weights.name}")
+            if remedy is not None:
+                return remedy
+    return None
 
 
 def _tried(scenario: Scenario, wishes: Wishes, change: str, flags: str) -> Remedy | None:
-    kv = scenario.numerics.kv if wishes.kv is not None else type(scenario.numerics.kv).FP8
+    kv = scenario.numerics.kv if wishes.kv is not None else DType.FP8
     numerics = scenario.numerics._replace(weights=wishes.weights or scenario.numerics.weights, kv=kv)
     reached = max(option.verdict for option in candidates(scenario, numerics, wishes))
     return Remedy(change, "fits surely", flags) if reached is Verdict.SURELY else None
@@ -126,7 +137,7 @@ def _host_memory(candidate: Candidate, calibrations: CalibrationSet) -> Remedy |
     scenario = candidate.scenario
     fleet, spare = scenario.fleet, scenario.fleet.host_memory_bytes
     over = float((candidate.memory.low_bytes() - fleet.usable_bytes()).max())
-    room = float((candidate.memory.high_bytes() - scenario.engine.memory_utilization * fleet.usable_bytes()).max())
+    room = float((candidate.memory.high_bytes() - budget_bytes(scenario)).max())
     weights = float(candidate.memory.of(TensorClass.WEIGHTS).min())
     if spare is None or fleet.device.unified_memory or over <= 0 or room * scenario.sharding.devices > 0.9 * spare:
         return None
@@ -134,7 +145,7 @@ def _host_memory(candidate: Candidate, calibrations: CalibrationSet) -> Remedy |
         return None
     what = f"{format_gib(over)} to {format_gib(room)} of weights per device in host memory"
     engine = "an engine that offloads (vLLM --cpu-offload-gb, llama.cpp -ngl)"
-    if any(isinstance(block.ffn, Experts) for block in scenario.model.blocks):
+    if scenario.model.has_experts:
         return Remedy(what, "fits; the speed depends on which experts are used and is not predicted", engine)
     fastest = float(decode(scenario, calibrations).low_s)
     bound = int(scenario.batch) / max(fastest, over / fleet.host_link.bandwidth_bytes_per_s.value)

@@ -207,6 +207,20 @@ FOLLOWED = [
     ["fits", "llama-3.1-70b", "--gpu", "h100-sxm", "--weights", "bf16", "--tp", "1", "--pp", "1"],
     ["fits", "mixtral-8x7b", "--gpu", "rtx-4090", "--ram", "64GB", "--max-batched-tokens", "4k"],
     ["fits", "qwen3-30b-a3b", "--gpu", "rtx-4090", "--context", "16k", "--batch", "4", "--prompt", "2k"],
+    [
+        "fits",
+        "qwen3-8b",
+        "--gpu",
+        "rtx-4090",
+        "--weights",
+        "bf16",
+        "--batch",
+        "2k",
+        "--context",
+        "40k",
+        "--prompt",
+        "40000",
+    ],
 ]
 
 
