@@ -18,7 +18,6 @@ from ..errors import SurroundingsError
 from ..simulator.estimate import Array
 from ..simulator.lowering.attention import NO_WINDOW
 from ..simulator.operators import Attention, Collective, Experts, Gemm, Kernel, KernelName, Table
-from ..simulator.workload.routing import Routing, touched_experts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,9 +187,6 @@ def load_experts(device: SiliconDevice, engine: str, dtype: DType) -> Measured |
     hidden = frame["hidden_size"].to_numpy(float)
     width = frame["inter_size"].to_numpy(float) / frame["moe_tp_size"].to_numpy(float)
     weight = {DType.BF16: 2.0, DType.FP8: 1.0, DType.INT4: 4.15625 / 8}[dtype]
-    touched = np.zeros_like(tokens)
-    for (e, k), rows in frame.reset_index(drop=True).groupby(["num_experts", "topk"]).groups.items():
-        touched[rows] = touched_experts(tokens[rows], int(e), int(k), Routing.POWER_LAW, 1.01)
     table = Experts(
         **_labels(frame, "experts"),  # type: ignore[arg-type]
         kernel=Kernel(KernelName.EXPERTS, dtype),
@@ -198,7 +194,9 @@ def load_experts(device: SiliconDevice, engine: str, dtype: DType) -> Measured |
         hidden=hidden,
         intermediate=width,
         top_k=top_k,
-        touched=touched,
+        experts=frame["num_experts"].to_numpy(float),
+        ranks=np.ones_like(tokens),
+        routing_alpha=np.full_like(tokens, 1.01),
         expert_bytes=3 * hidden * width * weight,
         activation_bytes=np.full_like(tokens, 2.0),
     )

@@ -26,17 +26,32 @@ class KernelName(StrEnum):
     """The kernel a calibration belongs to. Kernel identity, not only the dtype, decides the speed."""
 
     GEMM = "gemm"
+    GEMM_BLOCK_SCALED = "gemm-block-scaled"
     GEMM_WEIGHT_ONLY = "gemm-weight-only"
     ATTENTION_PREFILL = "attention-prefill"
     ATTENTION_DECODE = "attention-decode"
+    MLA_PREFILL = "mla-prefill"
+    MLA_DECODE = "mla-decode"
     EXPERTS = "experts"
+    EXPERTS_BLOCK_SCALED = "experts-block-scaled"
     EXPERTS_WEIGHT_ONLY = "experts-weight-only"
     ELEMENTWISE = "elementwise"
     CONVOLUTION = "convolution"
     ALL_REDUCE = "all-reduce"
     ALL_GATHER = "all-gather"
+    REDUCE_SCATTER = "reduce-scatter"
+    ALL_TO_ALL = "all-to-all"
     SEND = "send"
     HOST_COPY = "host-copy"
+
+
+MULTIPLIES_AS_STORED = (
+    KernelName.GEMM,
+    KernelName.GEMM_BLOCK_SCALED,
+    KernelName.EXPERTS,
+    KernelName.EXPERTS_BLOCK_SCALED,
+    KernelName.CONVOLUTION,
+)
 
 
 class Kernel(NamedTuple):
@@ -48,8 +63,7 @@ class Kernel(NamedTuple):
     @property
     def arithmetic(self) -> DType:
         """The format whose peak rate bounds it: weight-only kernels and attention multiply in 16 bits."""
-        own = self.name in (KernelName.GEMM, KernelName.EXPERTS, KernelName.CONVOLUTION)
-        return self.dtype if own and self.dtype not in (DType.INT4, DType.FP4) else DType.BF16
+        return self.dtype if self.name in MULTIPLIES_AS_STORED and self.dtype is not DType.INT4 else DType.BF16
 
     def __str__(self) -> str:
         return f"{self.name}/{self.dtype}"
@@ -93,14 +107,40 @@ class Attention(Table):
 
 
 @dataclass(frozen=True, eq=False)
+class LatentAttention(Table):
+    """Multi-head latent attention: one latent of `latent` + `rope` elements a token is all that is cached.
+
+    Prefill multiplies expanded heads (`nope` + `rope` wide queries and keys, `value` wide values); decode lets every
+    head read the latent itself.
+    """
+
+    sequences: Array
+    new_tokens: Array
+    kv_tokens: Array
+    heads: Array
+    latent: Array
+    rope: Array
+    nope: Array
+    value: Array
+    kv_bytes: Array
+    activation_bytes: Array
+
+
+@dataclass(frozen=True, eq=False)
 class Experts(Table):
-    """A fused mixture-of-experts feed-forward: `touched` of `experts` are read, each token passes `top_k`."""
+    """A fused mixture-of-experts feed-forward on one of `ranks` expert-parallel ranks; each token passes `top_k`.
+
+    `tokens` are those of all ranks together; `experts` those of the layer, of which a rank holds `experts / ranks`.
+    `routing_alpha` is the exponent of the power law over experts, 0 for uniform routing.
+    """
 
     tokens: Array
     hidden: Array
     intermediate: Array
+    experts: Array
     top_k: Array
-    touched: Array
+    ranks: Array
+    routing_alpha: Array
     expert_bytes: Array
     activation_bytes: Array
 

@@ -10,7 +10,7 @@ from ...dtypes import DType
 from ..operators import Experts, Kernel, KernelName, Table, one_row
 from ..workload import model as workload
 from ..workload.model import Role
-from ..workload.routing import touched_experts
+from ..workload.routing import Routing
 from .attention import all_reduce
 from .linear import elementwise_row, find, gemm_row, linear_kernel, share_per_rank
 from .program import Node, Shard
@@ -62,7 +62,9 @@ def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
             hidden=model.hidden,
             intermediate=width_per_rank(ffn, shard.tp),
             top_k=ffn.top_k,
-            touched=touched_experts(tokens, ffn.experts, ffn.top_k, engine.routing, engine.routing_alpha),
+            experts=ffn.experts,
+            ranks=1,
+            routing_alpha=engine.routing_alpha if engine.routing is Routing.POWER_LAW else 0.0,
             expert_bytes=per_expert,
             activation_bytes=shard.activation.bytes,
         ),
