@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from roofplan.dtypes import DType
 from roofplan.errors import SurroundingsError
 from roofplan.hwspecs import detect as module
 from roofplan.hwspecs.detect import available_host_memory_bytes, detect, usable_cores
+from roofplan.hwspecs.load import ROOT
 
 GIB = 2**30
 
@@ -111,6 +114,19 @@ def test_a_listed_card_is_recognised_and_its_free_memory_respected(nvml: Any) ->
     assert found.fleet.usable_bytes() == 20 * GIB
     assert found.fleet.host_memory_bytes == 64e9
     assert (fake.opened, fake.closed) == (1, 1)
+
+
+@pytest.mark.parametrize(("name", "key"), tomllib.loads((ROOT / "nvml.toml").read_text(encoding="utf-8")).items())
+def test_listed_cards_have_the_class_their_compute_capability_says(name: str, key: str, nvml: Any) -> None:
+    """A card is priced by the same relatives whether its file was found or it was drafted from its driver."""
+    nvml(card(name, 24 * GIB, 20 * GIB))
+    device = detect(64e9).fleet.device
+    assert device.key == key and device.compute_capability is not None
+    major, minor = divmod(round(device.compute_capability.value * 10), 10)
+    architecture, class_, operations, _ = module._ARCHITECTURE[major, minor]
+    assert (device.architecture, device.architecture_class) == (architecture, class_)
+    halved = 2 if any(line in name for line in module.HALVED_LINES) else 1
+    assert device.flops_per_clock_per_sm[DType.BF16].value == operations / halved
 
 
 def test_several_like_cards_are_a_fleet_and_the_fullest_one_counts(nvml: Any) -> None:

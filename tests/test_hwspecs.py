@@ -38,6 +38,16 @@ def test_bundled_files_load_and_are_clean(part: type[Part], name: str) -> None:
         assert load.load_fleet(name).device is loaded
 
 
+@pytest.mark.parametrize("name", load.names(Device))
+def test_what_kernel_models_count_with_is_stated(name: str) -> None:
+    """Waves need multiprocessors and their clock, residency the L2; the rates must follow from the first two."""
+    device = load.load(Device, name)
+    assert device.sm_count and device.clock_hz and device.l2_bytes
+    assert DType.BF16 in device.flops_per_clock_per_sm and device.flops_per_clock_per_sm.keys() >= {
+        d for d in device.peak_dense_flops_per_s if d in (DType.FP16, DType.FP8, DType.INT8, DType.FP4)
+    }
+
+
 def test_a_number_without_a_source_cannot_be_built() -> None:
     with pytest.raises(InputError, match="without a source"):
         Fact(1.0, "", Kind.DATASHEET)
@@ -206,7 +216,7 @@ def test_unknown_names_get_did_you_mean(part: type[Part], name: str, hint: str) 
 
 
 SPELLINGS = {"H200": "h200", "h200 ": "h200", "RTX_4090": "rtx-4090", "rtx 4090": "rtx-4090", "RTX4090": "rtx-4090"}
-SHORT = {"4090": "rtx-4090", "h100": "h100-sxm", "a100": "a100-80gb"}
+SHORT = {"4090": "rtx-4090", "h100": "h100-sxm", "a100": "a100-80gb", "L40S": "l40s", "RTX PRO 6000": "rtx-pro-6000"}
 
 
 @pytest.mark.parametrize(("spelling", "key"), [*SPELLINGS.items(), *SHORT.items()])
@@ -223,6 +233,10 @@ def test_spellings_of_names(spelling: str, key: str) -> None:
         ("h200", 1, "h200", None),
         ("2xh100-sxm", 2, "h100-sxm", "dgx-h200"),
         ("8xH200", 8, "h200", "dgx-h200"),
+        ("8xh100-sxm", 8, "h100-sxm", "dgx-h200"),
+        ("8xb200", 8, "b200", "dgx-b200"),
+        ("2xl40s", 2, "l40s", None),
+        ("8xrtx-pro-6000", 8, "rtx-pro-6000", None),
         ("4xrtx-4090", 4, "rtx-4090", None),
         ("8xrtx-4090", 8, "rtx-4090", None),
         ("1xrtx-4090", 1, "rtx-4090", None),
