@@ -374,10 +374,11 @@ def calibrate(
 ) -> None:
     """Fit the constants of the cost models to measurements and write calibration files."""
     from .calibrate import bundle
+    from .calibrate.silicon import FOLDERS
 
     interactive = sys.stderr.isatty()
     written = bundle.build(
-        out, lambda line: typer.echo(f"\r\033[K{line}" if interactive else line, err=True, nl=not interactive)
+        out, FOLDERS, lambda line: typer.echo(f"\r\033[K{line}" if interactive else line, err=True, nl=not interactive)
     )
     for path in written:
         typer.echo(str(path))

@@ -1,176 +1,270 @@
-"""Build the calibration files from the public tables: one per device, and one pooled for devices without a relative."""
+"""Build the calibration files from the public tables: one a device, and one for devices without a relative."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..dtypes import DType
+from ..hwspecs.device import Device
+from ..hwspecs.load import fleet_of
+from ..hwspecs.load import load as load_part
 from ..simulator.calibration import (
     Basis,
+    Cache,
     Calibration,
     Denominators,
     Hull,
-    LatencyBandwidth,
     Parameters,
     Provenance,
-    ThreeConstants,
 )
-from ..simulator.estimate import Z_80, Array
-from ..simulator.operators import Kernel, KernelName
-from . import store
-from .fit import KERNELS, Points, accuracy, calibrate, predict, pure_roofline
-from .silicon import DEVICES, load
-from .transfer import ANY_DEVICE, may_lend
+from ..simulator.costs import datasheet, work
+from ..simulator.estimate import Array
+from ..simulator.operators import Kernel, KernelName, Table
+from ..simulator.parameters import LatencyBandwidth
+from . import forms, silicon, store
+from .fit import baseline, earned, pure_roofline, seconds, spread
+from .judge import errors
+from .sample import designed, points, split_sites
+from .transfer import ANY_DEVICE, kindred, may_lend
 
-Judged = dict[Kernel, list[tuple[Calibration, Points]]]
+SHARED_FLOOR = 0.03  # two collections of the same kernel differ by 2 to 4 %: no calibration is better founded
+UNTRIED_LOG_SD = 0.3  # displacement of a kernel measured on one device only, so never tried on another (assumed)
+SEED = 0
+TRANSFER_ROWS = 1500  # of a series, on which other devices' parameters are tried
 
 
-def build(out: Path, progress: Callable[[str], None]) -> list[Path]:
-    """Fit every kernel of every device and write the files; returns their paths."""
-    judged: Judged = {kernel: [] for kernel in KERNELS}
-    for device in DEVICES:
-        for kernel in KERNELS:
-            progress(f"{device.key}: {kernel}")
-            calibration, measured = calibrate(device, kernel), load(device, device.engine, kernel)
-            if calibration is not None and measured is not None:
-                judged[kernel].append((calibration, Points.of(measured)))
+class Fitted(NamedTuple):
+    """A calibration and a sample of the rows it was judged on."""
+
+    calibration: Calibration
+    table: Table
+    seconds: Array
+
+
+def fit_series(series: silicon.Series, seed: int = SEED) -> Fitted:
+    """Fit one series on a designed sample of half its sites and judge it on all rows of the other half."""
+    assert series.kernel is not None
+    measured, kernel = silicon.load(series), series.kernel
+    device = load_part(Device, series.device)
+    d = datasheet(fleet_of(device), kernel)
+    inside, outside = split_sites(measured.site, seed)
+    candidates, judged = measured.table.take(inside), measured.table.take(outside)
+    chosen = designed(candidates, measured.seconds[inside], points(kernel.name), seed)
+    rows = candidates.take(chosen.rows)
+    known = measured.seconds[inside][chosen.rows]
+    found = earned(forms.form_of(kernel, series.engine), rows, known, chosen.weights, d, Cache.REUSED)
+    three = baseline(rows, known, chosen.weights, d).parameters
+    low, middle, high = found.residual_quantiles
+    own, shared = spread(found.residual_quantiles), max(SHARED_FLOOR, abs(middle))
+    truth = measured.seconds[outside]
+    accuracy = errors(
+        seconds(judged, d, found.parameters, Cache.REUSED),
+        truth,
+        np.hypot(own, shared),
+        pure_roofline(judged, d),
+        seconds(judged, d, three, Cache.REUSED),
+    )
+    amount = work(rows)
+    calibration = Calibration(
+        device=series.device,
+        architecture=device.architecture,
+        architecture_class=device.architecture_class,
+        kernel=kernel,
+        engine=series.engine,
+        version=series.version,
+        source=series.source,
+        basis=Basis.FITTED,
+        parameters=found.parameters,
+        baseline=three,
+        log_sd=found.log_sd,
+        correlation=found.correlation,
+        at_bound=found.at_bound,
+        denominators=d,
+        hull=Hull(_range(amount.flops), _range(amount.traffic_bytes)),
+        residual_quantiles=(low, middle, high),
+        own_log_sd=own,
+        shared_log_sd=shared,
+        transfer_log_sd=own,  # nobody to try it on yet: the kernel's own errors
+        transfer_own_log_sd=own,
+        accuracy=accuracy,
+        provenance=Provenance(silicon.SOURCE, series.file, datetime.date.today().isoformat(), len(known), len(truth)),
+    )
+    few = np.random.default_rng(seed).permutation(len(truth))[:TRANSFER_ROWS]
+    return Fitted(calibration, judged.take(few), truth[few])
+
+
+def build(out: Path, devices: Iterable[str], progress: Callable[[str], None], workers: int = 2) -> list[Path]:
+    """Fit every series of the devices and write the files; returns their paths."""
+    series = [s for device in devices for s in silicon.catalogue(device) if s.left_out is None]
+    fitted: list[Fitted] = []
+    with ProcessPoolExecutor(workers) as pool:
+        for one, found in zip(series, pool.map(fit_series, series), strict=True):
+            accuracy = found.calibration.accuracy
+            assert accuracy is not None
+            progress(f"{len(fitted) + 1}/{len(series)} {one.name}: {accuracy.mape:.1f} / {accuracy.median:.1f} %")
+            fitted.append(found)
+    with_errors = [with_transfer(f, fitted) for f in fitted]
     written = []
-    for device in DEVICES:
-        own = [
-            _with_transfer(c, judged[c.kernel]) for group in judged.values() for c, _ in group if c.device == device.key
-        ]
-        path = out / f"{device.key}.json"
-        store.write(path, device.key, own)
+    for device in dict.fromkeys(s.device for s in series):
+        path = out / f"{device}.json"
+        store.write(path, device, [c for c in with_errors if c.device == device])
         written.append(path)
-    spread = {k: [(_with_transfer(c, group), p) for c, p in group] for k, group in judged.items()}
-    pooled = [_pool(kernel, group) for kernel, group in spread.items() if group]
     path = out / f"{ANY_DEVICE}.json"
-    store.write(path, ANY_DEVICE, [*pooled, *assumed()])
+    store.write(path, ANY_DEVICE, [*pooled(fitted), *assumed()])
     return [*written, path]
 
 
-def _residuals(parameters: Parameters, target: tuple[Calibration, Points]) -> Array:
-    """log(measured / predicted) of all rows of another device, priced with these parameters and its datasheet."""
-    calibration, points = target
-    return np.asarray(np.log(points.seconds / predict(parameters, points, calibration.denominators)))
+def residuals(parameters: Parameters, target: Fitted) -> Array:
+    """log(measured / predicted) of the rows of another device, priced with these parameters and its datasheet."""
+    predicted = seconds(target.table, target.calibration.denominators, parameters, Cache.REUSED)
+    return np.asarray(np.log(target.seconds / predicted))
 
 
-def _displacement(residuals: list[Array]) -> float:
+def displacement(left: list[Array]) -> float:
     """RMS over devices of the median residual: how far a whole device is off."""
-    return float(np.sqrt(np.mean([np.median(r) ** 2 for r in residuals])))
+    return float(np.sqrt(np.mean([np.median(r) ** 2 for r in left])))
 
 
-def _spread(residuals: list[Array]) -> float:
-    """Largest of the devices' own spreads around their medians."""
-    return max(float(np.quantile(r, 0.9) - np.quantile(r, 0.1)) / (2 * Z_80) for r in residuals)
+def scatter(left: list[Array]) -> float:
+    """RMS over devices of the spread around their medians."""
+    spreads = [spread((float(np.quantile(r, 0.1)), 0.0, float(np.quantile(r, 0.9)))) for r in left]
+    return float(np.sqrt(np.mean(np.square(spreads))))
 
 
-def _borrowers(calibration: Calibration, group: list[tuple[Calibration, Points]]) -> list[tuple[Calibration, Points]]:
-    """The other devices a calibration could be lent to."""
-    return [o for o in group if o[0].device != calibration.device and may_lend(calibration, o[0].denominators)]
-
-
-def _with_transfer(calibration: Calibration, group: list[tuple[Calibration, Points]]) -> Calibration:
-    """The calibration with the error seen when it prices the other devices."""
-    others = _borrowers(calibration, group)
-    if not others:  # nobody to try it on: the kernel's own errors, twice
-        return calibration._replace(transfer_log_sd=calibration.own_log_sd, transfer_own_log_sd=calibration.own_log_sd)
-    everybody = [_residuals(calibration.parameters, o) for o in others]
-    kin = [
-        r for r, o in zip(everybody, others, strict=True) if o[0].architecture_class == calibration.architecture_class
+def borrowers(lender: Calibration, everybody: Iterable[Fitted], without: str = "") -> list[Fitted]:
+    """The other devices of a kernel and engine that a calibration could be lent to."""
+    return [
+        f
+        for f in everybody
+        if f.calibration.kernel == lender.kernel
+        and f.calibration.engine == lender.engine
+        and f.calibration.device not in (lender.device, without)
+        and kindred(lender.architecture_class, f.calibration.architecture_class)
+        and may_lend(lender, f.calibration.denominators)
     ]
-    # Two Hopper parts are closer kin than a new device will be: never claim less than the spread over all devices.
-    displaced = max(_displacement(group) for group in (everybody, kin) if group)
-    return calibration._replace(transfer_log_sd=displaced, transfer_own_log_sd=_spread(everybody))
 
 
-def _mean_parameters(group: list[tuple[Calibration, Points]]) -> Parameters:
-    """Geometric mean of the devices' parameters."""
-    logs = np.array([[np.log(v) for v in c.parameters] for c, _ in group])
-    return type(group[0][0].parameters)(*(float(v) for v in np.exp(logs.mean(axis=0))))
+def with_transfer(one: Fitted, everybody: list[Fitted], without: str = "") -> Calibration:
+    """The calibration with the errors seen when it prices other devices of its class."""
+    lender = one.calibration
+    left = [residuals(lender.parameters, target) for target in borrowers(lender, everybody, without)]
+    if not left:  # nobody to try it on: twice the kernel's own errors
+        return lender._replace(transfer_log_sd=lender.own_log_sd, transfer_own_log_sd=lender.own_log_sd)
+    displaced = max(displacement(left), lender.shared_log_sd)
+    return lender._replace(transfer_log_sd=displaced, transfer_own_log_sd=max(scatter(left), lender.own_log_sd))
 
 
-def _pool(kernel: Kernel, group: list[tuple[Calibration, Points]]) -> Calibration:
-    """One set of parameters for devices nobody measured, judged by leaving each device out of the mean in turn."""
-    first = group[0][0]
-    left_out = [_mean_parameters([o for o in group if o is not target] or group) for target in group]
-    residuals = [_residuals(parameters, target) for parameters, target in zip(left_out, group, strict=True)]
-    link = isinstance(first.parameters, LatencyBandwidth)
-    measured = np.concatenate([p.seconds for _, p in group])
-    pure = np.concatenate([pure_roofline(p, c.denominators, link) for c, p in group])
-    every = np.concatenate(residuals)
-    low, middle, high = np.quantile(every, [0.1, 0.5, 0.9])
-    # Never better founded than what a relative lends: a device that falls back to the pool has no relative.
-    displaced = max(_displacement(residuals), *(c.transfer_log_sd for c, _ in group if _borrowers(c, group)))
-    logs = np.array([[np.log(v) for v in c.parameters] for c, _ in group])
-    devices = ", ".join(c.device for c, _ in group)
+def pooled(everybody: list[Fitted]) -> list[Calibration]:
+    """Three constants for devices nobody measured, a kernel at a time, each device left out of the mean in turn."""
+    result = []
+    for kernel in dict.fromkeys(f.calibration.kernel for f in everybody):
+        group = [f for f in everybody if f.calibration.kernel == kernel]
+        result.append(_pool(kernel, group))
+    return result
+
+
+def _mean(group: list[Fitted]) -> Parameters:
+    """Geometric mean of the baselines."""
+    logs = np.array([np.log(forms.values_of(f.calibration.baseline)) for f in group])
+    return forms.build(type(group[0].calibration.baseline), np.exp(logs.mean(axis=0)))
+
+
+def _pool(kernel: Kernel, group: list[Fitted]) -> Calibration:
+    first = group[0].calibration
+    devices = list(dict.fromkeys(f.calibration.device for f in group))
+    left, three, truth, pure = [], [], [], []
+    for target in group:
+        others = [f for f in group if f.calibration.device != target.calibration.device] or group
+        guess = _mean(others)
+        left.append(residuals(guess, target))
+        three.append(seconds(target.table, target.calibration.denominators, guess, Cache.REUSED))
+        truth.append(target.seconds)
+        pure.append(pure_roofline(target.table, target.calibration.denominators))
+    displaced = displacement(left) if len(devices) > 1 else UNTRIED_LOG_SD
+    own = scatter(left)
+    low, middle, high = np.quantile(np.concatenate(left), [0.1, 0.5, 0.9])
+    predicted = np.concatenate(three)
+    logs = np.array([np.log(forms.values_of(f.calibration.baseline)) for f in group])
+    sds = logs.std(axis=0, ddof=1) if len(group) > 1 else np.full(logs.shape[1], own)
+    hulls = [f.calibration.hull for f in group]
     return first._replace(
         device=ANY_DEVICE,
         architecture=ANY_DEVICE,
         architecture_class=ANY_DEVICE,
         engine="pooled",
         version="1",
+        source="mean of all devices and engines",
         basis=Basis.POOLED,
-        parameters=_mean_parameters(group),
-        covariance=tuple(tuple(float(v) for v in row) for row in np.atleast_2d(np.cov(logs.T)))
-        if len(group) > 1
-        else (),
+        parameters=_mean(group),
+        baseline=_mean(group),
+        log_sd=tuple(float(v) for v in sds),
+        correlation=tuple(tuple(row) for row in np.eye(len(sds)).tolist()),
+        at_bound=(),
         hull=Hull(
-            (min(c.hull.flops[0] for c, _ in group), max(c.hull.flops[1] for c, _ in group)),
-            (min(c.hull.bytes[0] for c, _ in group), max(c.hull.bytes[1] for c, _ in group)),
+            (min(h.flops[0] for h in hulls), max(h.flops[1] for h in hulls)),
+            (min(h.bytes[0] for h in hulls), max(h.bytes[1] for h in hulls)),
         ),
         residual_quantiles=(float(low), float(middle), float(high)),
-        own_log_sd=_spread(residuals),
+        own_log_sd=own,
         shared_log_sd=displaced,
         transfer_log_sd=displaced,
-        transfer_own_log_sd=_spread(residuals),
-        accuracy=accuracy(measured / np.exp(every), measured, pure),
-        provenance=first.provenance._replace(
-            table=f"mean of {devices}; each judged with itself left out of the mean",
-            fit_rows=sum(c.provenance.fit_rows for c, _ in group),
-            held_out_rows=len(measured),
+        transfer_own_log_sd=own,
+        accuracy=errors(predicted, np.concatenate(truth), np.hypot(own, displaced), np.concatenate(pure), predicted),
+        provenance=Provenance(
+            silicon.SOURCE,
+            f"mean of {', '.join(devices)}; each judged with itself left out",
+            datetime.date.today().isoformat(),
+            sum(f.calibration.provenance.fit_rows for f in group),
+            sum(len(t) for t in truth),
         ),
     )
 
 
 def assumed() -> list[Calibration]:
-    """Kernels without public measurements: constants somebody used in a composition that was checked, wide errors."""
-    today = datetime.date.today().isoformat()
+    """Kernels without public measurements: constants with a stated reason, and wide errors."""
     rows: dict[KernelName, tuple[Parameters, str]] = {
-        KernelName.ELEMENTWISE: (
-            ThreeConstants(1.5e-6, 1.0, 0.75),
-            "1.5 us a kernel and 75 % of the bandwidth: constants of a serving-step composition whose 1,296 steps "
-            "were met within 12 %",
-        ),
         KernelName.HOST_COPY: (
             LatencyBandwidth(1e-5, 1e-8, 0.8),
             "pinned copies reach 80 to 90 % of the link after packet headers; 10 us to start one",
         ),
     }
-    return [
-        Calibration(
-            device=ANY_DEVICE,
-            architecture=ANY_DEVICE,
-            architecture_class=ANY_DEVICE,
-            kernel=Kernel(name, DType.BF16),
-            engine="none",
-            version="0",
-            basis=Basis.ASSUMED,
-            parameters=parameters,
-            covariance=(),
-            denominators=Denominators(1.0, 1.0, 1.0),
-            hull=Hull((0.0, 30.0), (0.0, 30.0)),
-            residual_quantiles=(-0.3845, 0.0, 0.3845),
-            own_log_sd=0.3,
-            shared_log_sd=0.2,
-            transfer_log_sd=0.2,
-            transfer_own_log_sd=0.3,
-            accuracy=None,
-            provenance=Provenance(f"assumption: {why}", "none", today, 0, 0),
-        )
-        for name, (parameters, why) in rows.items()
-    ]
+    return [_assume(name, parameters, why) for name, (parameters, why) in rows.items()]
+
+
+def _assume(name: KernelName, parameters: Parameters, why: str) -> Calibration:
+    width = len(forms.values_of(parameters))
+    return Calibration(
+        device=ANY_DEVICE,
+        architecture=ANY_DEVICE,
+        architecture_class=ANY_DEVICE,
+        kernel=Kernel(name, DType.BF16),
+        engine="none",
+        version="0",
+        source="assumption",
+        basis=Basis.ASSUMED,
+        parameters=parameters,
+        baseline=parameters,
+        log_sd=(0.3,) * width,
+        correlation=tuple(tuple(row) for row in np.eye(width).tolist()),
+        at_bound=(),
+        denominators=Denominators(1.0, 1.0, 1.0),
+        hull=Hull((0.0, 30.0), (0.0, 30.0)),
+        residual_quantiles=(-0.3845, 0.0, 0.3845),
+        own_log_sd=0.3,
+        shared_log_sd=0.2,
+        transfer_log_sd=0.2,
+        transfer_own_log_sd=0.3,
+        accuracy=None,
+        provenance=Provenance(f"assumption: {why}", "none", datetime.date.today().isoformat(), 0, 0),
+    )
+
+
+def _range(values: Array) -> tuple[float, float]:
+    log = np.log10(np.maximum(values, 1.0))
+    return float(log.min()), float(log.max())

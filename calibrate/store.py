@@ -11,24 +11,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..dtypes import DType
 from ..errors import InputError, SurroundingsError
 from ..simulator.calibration import (
-    Accuracy,
     Basis,
     Calibration,
     Denominators,
+    Errors,
     Hull,
-    LatencyBandwidth,
     Parameters,
     Provenance,
-    ThreeConstants,
 )
 from ..simulator.operators import Kernel, KernelName
+from . import forms
 
 BUNDLED = Path(__file__).parent / "bundled"
-SCHEMA_VERSION = 1
-FORMS: dict[str, type[Parameters]] = {"three-constants": ThreeConstants, "latency-bandwidth": LatencyBandwidth}
+SCHEMA_VERSION = 2
 
 
 def bundled_files() -> list[Path]:
@@ -74,7 +74,7 @@ def write(path: Path, device: str, calibrations: Iterable[Calibration]) -> None:
         "architecture_class": entries[0].architecture_class,
         "calibrations": [_to_json(c) for c in entries],
     }
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    write_atomically(path, _pretty(content))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -90,38 +90,70 @@ def write_atomically(path: Path, text: str) -> None:
         raise SurroundingsError(f"cannot be written: {error.strerror}", file=str(path)) from None
 
 
+def _pretty(content: dict[str, Any]) -> str:
+    """One line an entry: small, and a change of one kernel is a change of one line."""
+    head = {k: v for k, v in content.items() if k != "calibrations"}
+    lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in content["calibrations"])
+    return f'{json.dumps(head)[:-1]}, "calibrations": [\n{lines}\n]}}\n'
+
+
 def _to_json(c: Calibration) -> dict[str, Any]:
-    form = next(name for name, cls in FORMS.items() if isinstance(c.parameters, cls))
     return {
         "kernel": c.kernel.name.value,
         "dtype": c.kernel.dtype.value,
         "engine": c.engine,
         "version": c.version,
+        "source": c.source,
         "basis": c.basis.value,
-        "form": form,
-        "parameters": _rounded(c.parameters._asdict()),
-        "covariance": [[float(f"{v:.4g}") for v in row] for row in c.covariance],
+        "form": _form(c.parameters),
+        "parameters": _named(c.parameters),
+        "baseline_form": _form(c.baseline),
+        "baseline": _named(c.baseline),
+        "log_sd": [_short(v, 3) for v in c.log_sd],
+        "correlation": [[round(v, 2) for v in row[:i]] for i, row in enumerate(c.correlation)][1:],
+        "at_bound": list(c.at_bound),
         "denominators": c.denominators._asdict(),
-        "hull": _rounded(c.hull._asdict()),
+        "hull": {k: [_short(x, 4) for x in v] for k, v in c.hull._asdict().items()},
         "residual_quantiles": [round(q, 4) for q in c.residual_quantiles],
         "own_log_sd": round(c.own_log_sd, 4),
         "shared_log_sd": round(c.shared_log_sd, 4),
         "transfer_log_sd": round(c.transfer_log_sd, 4),
         "transfer_own_log_sd": round(c.transfer_own_log_sd, 4),
-        "accuracy": None if c.accuracy is None else _rounded(c.accuracy._asdict()),
+        "accuracy": None if c.accuracy is None else {k: _short(v, 4) for k, v in c.accuracy._asdict().items()},
         "provenance": c.provenance._asdict(),
     }
 
 
-def _rounded(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: [float(f"{x:.4g}") for x in v] if isinstance(v, tuple) else float(f"{v:.5g}") for k, v in values.items()}
+def _form(parameters: Parameters) -> str:
+    return next(name for name, cls in forms.NAMES.items() if isinstance(parameters, cls))
+
+
+def _named(parameters: Parameters) -> dict[str, float]:
+    names = forms.ranges(type(parameters))
+    return {k: _short(v, 5) for k, v in zip(names, forms.values_of(parameters), strict=True)}
+
+
+def _short(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+def _parameters(form: object, raw: dict[str, Any]) -> Parameters:
+    """Parameters of a form, every one of them there, positive where it divides."""
+    if not isinstance(form, str) or form not in forms.NAMES:
+        raise InputError("unknown form", key="form", value=form)
+    cls = forms.NAMES[form]
+    values = []
+    for key in forms.ranges(cls):
+        value = _positive(raw[key], key)
+        if value == 0 and key.endswith(("_fraction", "overlap", "droop_s")):
+            raise InputError("must be positive", key=key, value=value)
+        values.append(value)
+    if len(raw) != len(values):
+        raise InputError(f"must have the parameters {', '.join(forms.ranges(cls))}", key="parameters", value=list(raw))
+    return forms.build(cls, np.array(values))
 
 
 def _from_json(content: dict[str, Any], entry: dict[str, Any], file: str) -> Calibration:
-    parameters = FORMS[entry["form"]](**{k: _positive(v, k) for k, v in entry["parameters"].items()})
-    for key, value in parameters._asdict().items():
-        if key.endswith("_fraction") and value == 0:
-            raise InputError("must be positive", key=key, value=value)
     low, middle, high = (_number(q, "residual_quantiles") for q in entry["residual_quantiles"])
     return Calibration(
         device=str(content["device"]),
@@ -130,9 +162,13 @@ def _from_json(content: dict[str, Any], entry: dict[str, Any], file: str) -> Cal
         kernel=Kernel(KernelName(entry["kernel"]), DType(entry["dtype"])),
         engine=str(entry["engine"]),
         version=str(entry["version"]),
+        source=str(entry["source"]),
         basis=Basis(entry["basis"]),
-        parameters=parameters,
-        covariance=tuple(tuple(_number(v, "covariance") for v in row) for row in entry["covariance"]),
+        parameters=_parameters(entry["form"], entry["parameters"]),
+        baseline=_parameters(entry["baseline_form"], entry["baseline"]),
+        log_sd=tuple(_positive(v, "log_sd") for v in entry["log_sd"]),
+        correlation=_symmetric(entry["correlation"]),
+        at_bound=tuple(str(name) for name in entry["at_bound"]),
         denominators=Denominators(**{k: _positive(v, k) for k, v in entry["denominators"].items()}),
         hull=Hull(_range(entry["hull"]["flops"]), _range(entry["hull"]["bytes"])),
         residual_quantiles=(low, middle, high),
@@ -146,8 +182,18 @@ def _from_json(content: dict[str, Any], entry: dict[str, Any], file: str) -> Cal
     )
 
 
-def _accuracy(raw: dict[str, Any]) -> Accuracy:
-    return Accuracy(**{key: _number(value, key) for key, value in raw.items()})
+def _symmetric(below: Any) -> tuple[tuple[float, ...], ...]:
+    """A correlation matrix from what stands below its diagonal."""
+    rows = [[], *([_number(v, "correlation") for v in row] for row in below)]
+    size = len(rows)
+    if any(len(row) != i for i, row in enumerate(rows)):
+        raise InputError("must be the part below the diagonal, row by row", key="correlation", value=size)
+    return tuple(tuple(1.0 if i == j else rows[max(i, j)][min(i, j)] for j in range(size)) for i in range(size))
+
+
+def _accuracy(raw: dict[str, Any]) -> Errors:
+    numbers = {key: _number(value, key) for key, value in raw.items()}
+    return Errors(**{**numbers, "n": int(numbers["n"])})  # type: ignore[arg-type]
 
 
 def _number(value: object, key: str) -> float:

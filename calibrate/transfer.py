@@ -1,8 +1,9 @@
 """Which calibration answers for a kernel on a device, and what that answer is worth.
 
-In order: the device's own (calibrated); the nearest relative's within its architecture class, the same architecture
-first, then the closest ratio of bytes to FLOPs (transferred); the pooled parameters of all devices (datasheet). A
-kernel nobody has measured borrows the parameters of its nearest kin, by the table below, and is then only assumed.
+In order: the device's own with the engine that is asked about (calibrated); the device's own with another engine, then
+the nearest relative's within its class of matrix instructions: the same architecture first, then the same engine, then
+the closest ratio of bytes to FLOPs (transferred); the pooled parameters of all devices (datasheet). A kernel nobody has
+measured borrows the parameters of its nearest kin, by the table below, and is then only assumed.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from functools import cached_property
 
 from ..dtypes import DType
 from ..hwspecs.device import SWITCHED_BYTES_PER_S, Device, Fleet
-from ..simulator.calibration import Basis, Calibration, Denominators, LatencyBandwidth, Resolved
+from ..simulator.calibration import Basis, Calibration, Denominators, Resolved
 from ..simulator.estimate import Tier
 from ..simulator.operators import Kernel, KernelName
 
 ANY_DEVICE = "any"
+ENGINES = ("vllm", "sglang", "trtllm")
 SAME_DATASHEET = 0.05  # a file whose numbers differ by more from those a calibration was fitted with is another device
 ASSUMED_LOG_SD = 0.3  # added to a kernel that borrows another kernel's parameters: no rows to derive it from
 
@@ -26,9 +28,6 @@ K, D = KernelName, DType
 KIN: Mapping[Kernel, Kernel] = {
     Kernel(K.GEMM, D.FP16): Kernel(K.GEMM, D.BF16),
     Kernel(K.GEMM, D.FP32): Kernel(K.GEMM, D.BF16),
-    Kernel(K.GEMM, D.INT8): Kernel(K.GEMM, D.FP8),
-    Kernel(K.GEMM_WEIGHT_ONLY, D.INT4): Kernel(K.GEMM, D.BF16),
-    Kernel(K.GEMM_WEIGHT_ONLY, D.INT8): Kernel(K.GEMM, D.BF16),
     Kernel(K.EXPERTS, D.FP16): Kernel(K.EXPERTS, D.BF16),
     Kernel(K.EXPERTS, D.FP32): Kernel(K.EXPERTS, D.BF16),
     Kernel(K.EXPERTS, D.INT8): Kernel(K.EXPERTS, D.FP8),
@@ -42,6 +41,7 @@ KIN: Mapping[Kernel, Kernel] = {
     **{Kernel(name, D.FP32): Kernel(name, D.BF16) for name in (K.ELEMENTWISE, K.ALL_REDUCE, K.ALL_GATHER, K.SEND)},
     Kernel(K.SEND, D.BF16): Kernel(K.ALL_GATHER, D.BF16),
 }
+COLLECTIVES = (K.ALL_REDUCE, K.ALL_GATHER, K.REDUCE_SCATTER, K.ALL_TO_ALL, K.SEND)
 SAME_ARITHMETIC = {(D.FP16, D.BF16)}  # kin by name only: the same kernel in the other 16-bit format
 
 
@@ -51,6 +51,7 @@ class Calibrations:
 
     fleet: Fleet
     known: tuple[Calibration, ...]
+    engine: str = "vllm"
 
     @cached_property
     def _by_kernel(self) -> dict[Kernel, list[Calibration]]:
@@ -88,9 +89,16 @@ class Calibrations:
         device = self.fleet.device
         own = [c for c in candidates if c.device == device.key and self._same_datasheet(c, kernel)]
         if own:
-            best = own[0]
-            tier = Tier.ASSUMED if best.basis is Basis.ASSUMED else Tier.CALIBRATED
-            return Resolved(best, tier, best.shared_log_sd, best.own_log_sd, f"{kernel}: calibrated on {best.id}")
+            best = min(own, key=self._other_engine)  # the first of equals: earlier places win
+            if best.basis is Basis.ASSUMED:
+                return Resolved(
+                    best, Tier.ASSUMED, best.shared_log_sd, best.own_log_sd, f"{kernel}: assumed ({best.id})"
+                )
+            if self._other_engine(best) < 2:
+                reason = f"{kernel}: calibrated on {best.id}"
+                return Resolved(best, Tier.CALIBRATED, best.shared_log_sd, best.own_log_sd, reason)
+            reason = f"{kernel}: no measurement of {self.engine} on {device.key}, that of another engine ({best.id})"
+            return Resolved(best, Tier.TRANSFERRED, best.transfer_log_sd, best.transfer_own_log_sd, reason)
         relatives = [c for c in candidates if c.device != ANY_DEVICE and _related(c, device, self.fleet)]
         if relatives:
             best = min(relatives, key=lambda c: self._distance(c, kernel))
@@ -108,7 +116,7 @@ class Calibrations:
     def _same_datasheet(self, calibration: Calibration, kernel: Kernel) -> bool:
         """Whether the device's numbers are those the calibration's fractions refer to: a key alone proves nothing."""
         d = calibration.denominators
-        if isinstance(calibration.parameters, LatencyBandwidth):
+        if calibration.kernel.name in (*COLLECTIVES, K.HOST_COPY):
             pairs = [(self.fleet.interconnect.bandwidth_bytes_per_s.value, d.link_bytes_per_s)]
         else:
             peak = self.fleet.device.peak_flops_per_s(kernel.arithmetic).value
@@ -116,23 +124,33 @@ class Calibrations:
             pairs = [(peak, d.peak_flops_per_s), (bandwidth, d.bandwidth_bytes_per_s)]
         return all(abs(here / there - 1) <= SAME_DATASHEET for here, there in pairs)
 
-    def _distance(self, calibration: Calibration, kernel: Kernel) -> tuple[bool, float]:
-        """Another architecture or the same, then |log| of the ratio of bytes per FLOP of the two devices."""
+    def _other_engine(self, calibration: Calibration) -> int:
+        """0 for the engine asked about, 1 for what every engine calls or a user's own kernels, 2 for another engine."""
+        return 0 if calibration.engine == self.engine else 2 if calibration.engine in ENGINES else 1
+
+    def _distance(self, calibration: Calibration, kernel: Kernel) -> tuple[bool, int, float]:
+        """Another architecture, another engine, then |log| of the ratio of bytes per FLOP of the two devices."""
         device, d = self.fleet.device, calibration.denominators
         here = device.bandwidth_bytes_per_s.value / device.peak_flops_per_s(kernel.arithmetic).value
         ratio = here / (d.bandwidth_bytes_per_s / d.peak_flops_per_s)
-        return calibration.architecture != device.architecture, abs(math.log(ratio))
+        other = calibration.architecture != device.architecture
+        return other, self._other_engine(calibration), abs(math.log(ratio))
 
 
 def _related(calibration: Calibration, device: Device, fleet: Fleet) -> bool:
     """Same matrix instructions; for collectives also the same kind of link (switched NVLink or PCIe)."""
-    if calibration.architecture_class != device.architecture_class:
+    if not kindred(calibration.architecture_class, device.architecture_class):
         return False
     link = fleet.interconnect.bandwidth_bytes_per_s.value
     return may_lend(calibration, calibration.denominators._replace(link_bytes_per_s=link))
 
 
+def kindred(one: str, other: str) -> bool:
+    """Whether kernels of two classes of matrix instructions share their latencies: Blackwell's extend Hopper's."""
+    return one == other or {one, other} == {"wgmma", "tcgen05"}
+
+
 def may_lend(calibration: Calibration, target: Denominators) -> bool:
     """Collectives over switched NVLink say nothing about PCIe, nor the other way round."""
     fast, here = (d.link_bytes_per_s > SWITCHED_BYTES_PER_S for d in (calibration.denominators, target))
-    return fast == here or not isinstance(calibration.parameters, LatencyBandwidth)
+    return fast == here or calibration.kernel.name not in COLLECTIVES

@@ -203,6 +203,7 @@ class ExplainRow(NamedTuple):
     memory_s: float
     floor_s: float
     link_s: float
+    latency_s: float
     bound: str
     share: float
     arithmetic: str

@@ -13,6 +13,18 @@ import numpy as np
 
 from .estimate import Array, Tier
 from .operators import Kernel
+from .parameters import (
+    FlashPrefill,
+    GroupedExperts,
+    LatencyBandwidth,
+    LatentDecode,
+    OneOrTwoShot,
+    Ring,
+    ScaledGemm,
+    SplitKGemm,
+    SplitKvDecode,
+    ThreeConstants,
+)
 
 
 class Basis(StrEnum):
@@ -23,23 +35,25 @@ class Basis(StrEnum):
     ASSUMED = "assumed"
 
 
-class ThreeConstants(NamedTuple):
-    """T = floor + max(FLOPs / (compute_fraction * peak), bytes / (memory_fraction * bandwidth))."""
-
-    floor_s: float
-    compute_fraction: float
-    memory_fraction: float
-
-
-class LatencyBandwidth(NamedTuple):
-    """T = floor + hop * log2(ranks) + traffic / (link_fraction * link bandwidth), the alpha-beta model."""
-
-    floor_s: float
-    hop_s: float
-    link_fraction: float
+Parameters = (
+    ThreeConstants
+    | LatencyBandwidth
+    | SplitKGemm
+    | ScaledGemm
+    | FlashPrefill
+    | SplitKvDecode
+    | LatentDecode
+    | GroupedExperts
+    | Ring
+    | OneOrTwoShot
+)
 
 
-Parameters = ThreeConstants | LatencyBandwidth
+class Cache(StrEnum):
+    """What the last-level cache holds when an operator starts."""
+
+    COLD = "cold"  # a model's step: other layers have swept it, only the activations just made are there
+    REUSED = "reused"  # a benchmark's loop over one operator: whatever fits has stayed
 
 
 class Denominators(NamedTuple):
@@ -48,6 +62,9 @@ class Denominators(NamedTuple):
     peak_flops_per_s: float
     bandwidth_bytes_per_s: float
     link_bytes_per_s: float
+    sm_count: float = 1.0
+    clock_hz: float = 1.0
+    l2_bytes: float = 1.0
 
 
 class Hull(NamedTuple):
@@ -76,24 +93,35 @@ class Provenance(NamedTuple):
     held_out_rows: int
 
 
-class Accuracy(NamedTuple):
-    """Error on held-out rows in percent, beside the pure roofline on the same rows."""
+class Errors(NamedTuple):
+    """How predictions met measurements, in percent, beside two baselines on the same rows.
 
+    Bias is the median of predicted / measured - 1; coverage the share of rows inside the 80 % interval, whose median
+    width is relative to the prediction. The baselines are the datasheet alone and a three-constant roofline (links:
+    alpha-beta) fitted on the same points as the model.
+    """
+
+    n: int
     mape: float
     median: float
     p90: float
     bias: float
-    pure_roofline_mape: float
-    pure_roofline_median: float
+    coverage: float
+    width: float
+    pure_mape: float
+    pure_median: float
+    three_mape: float
+    three_median: float
 
 
 class Calibration(NamedTuple):
-    """Fitted parameters of one kernel with covariance, hull, residuals and provenance.
+    """Fitted parameters of one kernel with their uncertainty, hull, residuals and provenance.
 
-    `residual_quantiles` are the 10, 50 and 90 % quantiles of log(measured / predicted) on held-out rows;
-    `own_log_sd` their spread, `shared_log_sd` how much the whole table of another engine's kernel is displaced,
-    `transfer_log_sd` and
-    `transfer_own_log_sd` are the displacement and the spread seen when such parameters priced other devices.
+    `log_sd` and `correlation` are of the logarithms of the parameters in the order of `calibrate.forms.ranges`;
+    `residual_quantiles` the 10, 50 and 90 % quantiles of log(measured / predicted) on the points of the fit, widened
+    by its freedom; `own_log_sd` their spread, `shared_log_sd` how far a whole table of the same kernel may be
+    displaced. `transfer_log_sd` and `transfer_own_log_sd` are the displacement and the spread seen when these
+    parameters priced other devices. `at_bound` names parameters the data did not hold: the form is degenerate there.
     """
 
     device: str
@@ -102,9 +130,13 @@ class Calibration(NamedTuple):
     kernel: Kernel
     engine: str
     version: str
+    source: str
     basis: Basis
     parameters: Parameters
-    covariance: tuple[tuple[float, ...], ...]
+    baseline: Parameters
+    log_sd: tuple[float, ...]
+    correlation: tuple[tuple[float, ...], ...]
+    at_bound: tuple[str, ...]
     denominators: Denominators
     hull: Hull
     residual_quantiles: tuple[float, float, float]
@@ -112,7 +144,7 @@ class Calibration(NamedTuple):
     shared_log_sd: float
     transfer_log_sd: float
     transfer_own_log_sd: float
-    accuracy: Accuracy | None
+    accuracy: Errors | None
     provenance: Provenance
     file: str = ""
 

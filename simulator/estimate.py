@@ -45,6 +45,7 @@ class Bound(IntEnum):
     MEMORY = 1
     FLOOR = 2
     LINK = 3
+    LATENCY = 4
 
     @property
     def label(self) -> str:
@@ -67,16 +68,34 @@ def _times(a: Array, factor: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """What a time consists of, in seconds; the four add up to it."""
+    """What a time consists of, in seconds; the five add up to it.
+
+    Latency is what neither rate explains: dependent steps inside a kernel, devices too large for the work.
+    """
 
     compute_s: Array = dataclasses.field(default_factory=lambda: NO_TIME)
     memory_s: Array = dataclasses.field(default_factory=lambda: NO_TIME)
     floor_s: Array = dataclasses.field(default_factory=lambda: NO_TIME)
     link_s: Array = dataclasses.field(default_factory=lambda: NO_TIME)
+    latency_s: Array = dataclasses.field(default_factory=lambda: NO_TIME)
 
     def stack(self) -> tuple[Array, ...]:
         """The terms in the order of `Bound`."""
-        return self.compute_s, self.memory_s, self.floor_s, self.link_s
+        return self.compute_s, self.memory_s, self.floor_s, self.link_s, self.latency_s
+
+    def total_s(self) -> Array:
+        """The time: their sum."""
+        return np.asarray(sum(t for t in self.stack() if t is not NO_TIME))
+
+    def plus(self, **terms: Array) -> Terms:
+        """The same with more of the named terms."""
+        return dataclasses.replace(
+            self, **{name: _plus(getattr(self, name), np.asarray(t)) for name, t in terms.items()}
+        )
+
+    def where(self, busy: npt.NDArray[np.bool_]) -> Terms:
+        """The same where there is work, no time elsewhere."""
+        return Terms(*(t if t is NO_TIME else np.asarray(np.where(busy, t, 0.0)) for t in self.stack()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +228,7 @@ def priced(
     *,
     tier: Tier,
     shared_log_sd: float,
-    own_log_sd: npt.ArrayLike,
+    own_log_sd: float | Array,
     extrapolated: npt.ArrayLike = False,
     guessed: npt.NDArray[np.bool_] | None = None,
 ) -> Estimate:
@@ -217,7 +236,7 @@ def priced(
 
     `guessed` marks where the hardware's own rate is an assumption: there the evidence is assumed, the error larger.
     """
-    time = np.asarray(sum(t for t in terms.stack() if t is not NO_TIME))
+    time = terms.total_s()
     evidence = [time if t is tier else NO_TIME for t in Tier]
     shared: npt.ArrayLike = shared_log_sd
     if guessed is not None:
@@ -227,8 +246,8 @@ def priced(
     return Estimate(
         time,
         terms,
-        np.asarray(time * shared),
-        (time * np.asarray(own_log_sd)) ** 2,
+        np.asarray(time * np.asarray(shared, dtype=float)),
+        np.asarray((time * own_log_sd) ** 2),
         tuple(evidence),
         time * np.asarray(extrapolated, dtype=float),
     )

@@ -12,7 +12,7 @@ from .answers import Quantity, Share
 from .calibration import CalibrationSet, Resolved
 from .costs import work
 from .estimate import NO_TIME, Bound, Estimate
-from .operators import Attention, Collective, Copy, Elementwise, Experts, Gemm, Table
+from .operators import Attention, Collective, Copy, Elementwise, Experts, Gemm, LatentAttention, Table
 from .schedule import Priced
 
 
@@ -77,10 +77,12 @@ def cause(table: Table, bound: Bound) -> str:
         return "communication latency" if isinstance(table, Collective) else "kernel launches"
     if bound is Bound.LINK:
         return "communication"
+    if bound is Bound.LATENCY:
+        return "communication latency" if isinstance(table, Collective) else "latency inside kernels"
     match table:
         case Gemm() | Experts():
             return "weight traffic"
-        case Attention():
+        case Attention() | LatentAttention():
             return "KV cache traffic"
         case Elementwise() | Copy():
             return "activation traffic"
@@ -110,6 +112,7 @@ _BOUND_NAME = {
     "communication": "link-bound",
     "communication latency": "latency-bound",
     "kernel launches": "launch-bound",
+    "latency inside kernels": "latency-bound",
 }
 
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from ..dtypes import DType
 from .estimate import Array
 
 Column = npt.ArrayLike
+NO_WINDOW = 2.0**50  # attention that sees every key before it
 
 
 class KernelName(StrEnum):
@@ -63,7 +64,7 @@ class Kernel(NamedTuple):
     @property
     def arithmetic(self) -> DType:
         """The format whose peak rate bounds it: weight-only kernels and attention multiply in 16 bits."""
-        return self.dtype if self.name in MULTIPLIES_AS_STORED and self.dtype is not DType.INT4 else DType.BF16
+        return self.dtype if self.name in MULTIPLIES_AS_STORED else DType.BF16
 
     def __str__(self) -> str:
         return f"{self.name}/{self.dtype}"
@@ -77,6 +78,15 @@ class Table:
     layer: tuple[str, ...]
     count: Array
     kernel: Kernel
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Self:
+        """The table of these rows only."""
+        columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "kernel"}
+        picked: dict[str, Any] = {
+            name: tuple(value[i] for i in rows) if isinstance(value, tuple) else value[rows]
+            for name, value in columns.items()
+        }
+        return dataclasses.replace(self, **picked)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from roofplan.calibrate import store
+from roofplan.calibrate import forms, store
+from roofplan.calibrate.fit import CHOICES
 from roofplan.calibrate.transfer import ASSUMED_LOG_SD, KIN, Calibrations
 from roofplan.dtypes import DType
 from roofplan.errors import InputError, SurroundingsError
 from roofplan.hwspecs.device import Device
 from roofplan.hwspecs.load import fleet_of, load, load_fleet, names
-from roofplan.simulator.calibration import Basis, Calibration, LatencyBandwidth, ThreeConstants
-from roofplan.simulator.costs import estimate
-from roofplan.simulator.costs.roofline import WIDENING_PER_DECADE
+from roofplan.simulator.calibration import Basis, Calibration
+from roofplan.simulator.costs import WIDENING_PER_DECADE, estimate
 from roofplan.simulator.estimate import Estimate, Tier
 from roofplan.simulator.inference import decode, prefill, swap_out
 from roofplan.simulator.lowering.decoder import lower
@@ -45,13 +45,15 @@ def test_there_are_files() -> None:
 def test_bundled_files_hold_sensible_calibrations(path: Path) -> None:
     entries = store.read(path)
     assert {c.device for c in entries} == {path.stem}
-    assert len({c.kernel for c in entries}) == len(entries), "one calibration a kernel"
+    assert len({(c.kernel, c.engine) for c in entries}) == len(entries), "one calibration a kernel and engine"
     for c in entries:
-        p = c.parameters
-        link = c.kernel.name in (KernelName.ALL_REDUCE, KernelName.ALL_GATHER, KernelName.HOST_COPY)
-        assert isinstance(p, LatencyBandwidth if link else ThreeConstants)
-        fractions = [p.link_fraction] if isinstance(p, LatencyBandwidth) else [p.compute_fraction, p.memory_fraction]
-        assert all(0.02 < f <= 1.6 for f in fractions) and 0 <= p.floor_s < 1e-3
+        ranges, values = forms.ranges(type(c.parameters)), forms.values_of(c.parameters)
+        assert len(ranges) == len(values) == len(c.log_sd) == len(c.correlation)
+        if c.basis is Basis.FITTED:
+            assert isinstance(c.parameters, forms.form_of(c.kernel, c.engine))
+            for (name, r), value in zip(ranges.items(), values, strict=True):
+                structural = name.rpartition(".")[2] in CHOICES
+                assert structural or r.low * (1 - 1e-4) <= value <= r.high * (1 + 1e-4), (c.id, name)
         assert all(low <= high for low, high in (c.hull.flops, c.hull.bytes))
         assert 0 < c.own_log_sd < 1.5 and 0 <= c.shared_log_sd < 1 and 0 < c.transfer_log_sd < 1.5
         low, middle, high = c.residual_quantiles
@@ -60,11 +62,10 @@ def test_bundled_files_hold_sensible_calibrations(path: Path) -> None:
             assert c.accuracy is None and c.provenance.fit_rows == 0
             continue
         assert c.accuracy is not None and c.provenance.held_out_rows > 0
-        assert 0 < c.accuracy.median <= c.accuracy.p90 and c.accuracy.mape < c.accuracy.pure_roofline_mape
-        if c.covariance:
-            matrix = np.array(c.covariance)
-            assert matrix.shape == (3, 3) and np.allclose(matrix, matrix.T)
-            assert np.linalg.eigvalsh(matrix).min() > -1e-3 * np.trace(matrix)
+        assert 0 < c.accuracy.median <= c.accuracy.p90 and c.accuracy.median < c.accuracy.pure_median
+        matrix = np.array(c.correlation)
+        assert np.allclose(matrix, matrix.T) and np.all(np.abs(matrix) <= 1.001)
+        assert np.linalg.eigvalsh(matrix).min() > -0.05 * len(matrix)  # two digits are kept of each entry
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.stem in names(Device)], ids=lambda p: p.stem)
@@ -156,7 +157,7 @@ DAMAGED = {
     "nested": "[" * 100_000,
     "list": "[]",
     "no schema": "{}",
-    "schema 2": change("schema", to=2),
+    "schema 1": change("schema", to=1),
     "no calibrations": json.dumps({k: v for k, v in content().items() if k != "calibrations"}),
     "calibrations is a number": change("calibrations", to=3),
     "entry is a word": change("calibrations", to=["x"]),
@@ -182,8 +183,11 @@ DAMAGED = {
     "accuracy": change(*FIRST, "accuracy", to={"mape": 1.0}),
     "hull upside down": change(*FIRST, "hull", "flops", to=[9.0, 2.0]),
     "quantile not finite": change(*FIRST, "residual_quantiles", to=[-0.1, math.nan, 0.1]),
-    "covariance of words": change(*FIRST, "covariance", to=[["a"]]),
-    "covariance not finite": change(*FIRST, "covariance", to=[[math.inf]]),
+    "correlation of words": change(*FIRST, "correlation", to=[["a"]]),
+    "correlation not finite": change(*FIRST, "correlation", to=[[math.inf]]),
+    "correlation is ragged": change(*FIRST, "correlation", to=[[0.1], [0.1]]),
+    "a parameter too many": change(*FIRST, "parameters", "speed", to=1.0),
+    "baseline": change(*FIRST, "baseline", to={}),
     "accuracy of words": change(*FIRST, "accuracy", "mape", to="good"),
     "provenance": change(*FIRST, "provenance", to=None),
     "own error": change(*FIRST, "own_log_sd", to=None),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from ...hwspecs.device import Fleet
-from ..calibration import CalibrationSet, LatencyBandwidth, ThreeConstants
-from ..estimate import Array, Estimate
+from ...hwspecs.device import Fleet, Kind
+from ..calibration import Cache, CalibrationSet, Denominators, Parameters
+from ..estimate import NO_TIME, Array, Estimate, Terms, priced
 from ..operators import (
     Attention,
     Collective,
@@ -17,9 +20,25 @@ from ..operators import (
     Elementwise,
     Experts,
     Gemm,
+    Kernel,
+    KernelName,
+    LatentAttention,
     Table,
+    TableT,
 )
-from . import attention, collective, convolution, copy, elementwise, experts, gemm
+from ..parameters import (
+    FlashPrefill,
+    GroupedExperts,
+    LatencyBandwidth,
+    LatentDecode,
+    OneOrTwoShot,
+    Ring,
+    ScaledGemm,
+    SplitKGemm,
+    SplitKvDecode,
+    ThreeConstants,
+)
+from . import attention, collective, convolution, copy, elementwise, experts, gemm, latent_attention
 from .alpha_beta import latency_bandwidth
 from .roofline import three_constants
 
@@ -38,6 +57,8 @@ def work(table: Table) -> Work:
             return Work(gemm.flops(table), gemm.traffic_bytes(table))
         case Attention():
             return Work(attention.flops(table), attention.traffic_bytes(table))
+        case LatentAttention():
+            return Work(latent_attention.flops(table), latent_attention.traffic_bytes(table))
         case Experts():
             return Work(experts.flops(table), experts.traffic_bytes(table))
         case Elementwise():
@@ -51,21 +72,108 @@ def work(table: Table) -> Work:
     raise TypeError(f"no cost model for {type(table).__name__}")
 
 
-def estimate(table: Table, fleet: Fleet, calibrations: CalibrationSet) -> Estimate:
-    """Time of each row of the table on one device of the fleet (leading axis: rows)."""
-    resolved = calibrations.resolve(table.kernel)
-    amount = work(table)
-    parameters = resolved.calibration.parameters
-    match parameters:
-        case LatencyBandwidth():
-            link = fleet.host_link if isinstance(table, Copy) else fleet.interconnect
-            ranks = table.ranks if isinstance(table, Collective) else np.ones_like(amount.traffic_bytes)
-            return latency_bandwidth(amount.traffic_bytes, ranks, link.bandwidth_bytes_per_s, resolved, parameters)
-        case ThreeConstants():
-            peak = fleet.device.peak_flops_per_s(table.kernel.arithmetic)
-            bandwidth = fleet.device.bandwidth_bytes_per_s
+def datasheet(fleet: Fleet, kernel: Kernel) -> Denominators:
+    """The numbers of the fleet's hardware files that a kernel's parameters are fractions of."""
+    device = fleet.device
+    return Denominators(
+        device.peak_flops_per_s(kernel.arithmetic).value,
+        device.bandwidth_bytes_per_s.value,
+        (fleet.host_link if kernel.name is KernelName.HOST_COPY else fleet.interconnect).bandwidth_bytes_per_s.value,
+        *(1.0 if known is None else known.value for known in (device.sm_count, device.clock_hz, device.l2_bytes)),
+    )
+
+
+def terms(table: Table, d: Denominators, parameters: Parameters, cache: Cache = Cache.COLD) -> Terms:
+    """Time of each row on a device of these rates: the one path of fitting, validation and prediction."""
+    match table, parameters:
+        case _, ThreeConstants():
+            amount = work(table)
             launches = table.launches if isinstance(table, Elementwise) else np.ones_like(amount.flops)
-            return three_constants(amount.flops, amount.traffic_bytes, launches, peak, bandwidth, resolved, parameters)
+            return three_constants(amount.flops, amount.traffic_bytes, launches, d, parameters)
+        case _, LatencyBandwidth():
+            ranks = table.ranks if isinstance(table, Collective) else np.ones_like(work(table).traffic_bytes)
+            return latency_bandwidth(work(table).traffic_bytes, ranks, d, parameters)
+        case Gemm(), SplitKGemm():
+            return _at_distinct(table, "m", lambda t: gemm.split_k(t, d, parameters, cache))
+        case Gemm(), ScaledGemm():
+            return _at_distinct(table, "m", lambda t: gemm.scaled(t, d, parameters, cache))
+        case Convolution(), SplitKGemm():
+            return gemm.split_k(convolution.as_gemm(table), d, parameters, cache)
+        case Attention(), FlashPrefill():
+            return attention.prefill(table, d, parameters, cache)
+        case Attention(), SplitKvDecode():
+            return attention.decode(table, d, parameters, cache)
+        case LatentAttention(), FlashPrefill():
+            return latent_attention.prefill(table, d, parameters, cache)
+        case LatentAttention(), LatentDecode():
+            return latent_attention.decode(table, d, parameters, cache)
+        case Experts(), GroupedExperts():
+            return _at_distinct(table, "tokens", lambda t: experts.grouped(t, d, parameters, cache))
+        case Collective(), Ring():
+            return collective.ring(table, d, parameters)
+        case Collective(), OneOrTwoShot():
+            return collective.one_or_two_shot(table, d, parameters)
+    raise TypeError(f"no cost model for {type(table).__name__} with {type(parameters).__name__}")
 
 
-__all__ = ["Work", "estimate", "work"]
+MANY = 4096  # grid points from which it pays to price each distinct number of tokens once
+
+
+def _at_distinct(table: TableT, column: str, price: Callable[[TableT], Terms]) -> Terms:
+    """Prices of a table whose grid axes all belong to one column of tokens: large grids hold few distinct ones."""
+    tokens: Array = getattr(table, column)
+    numeric = [getattr(table, f.name) for f in dataclasses.fields(table) if f.name not in ("count", column)]
+    alone = all(a.size == a.shape[0] for a in numeric if isinstance(a, np.ndarray))
+    if tokens[0].size < MANY or not alone:
+        return price(table)
+    distinct = np.unique(tokens)
+    if distinct.size * 2 > tokens[0].size:
+        return price(table)
+    few = {
+        f.name: getattr(table, f.name).reshape(-1, 1)
+        for f in dataclasses.fields(table)
+        if isinstance(getattr(table, f.name), np.ndarray) and f.name != "count"
+    }
+    few[column] = np.broadcast_to(distinct, (len(table.label), distinct.size))
+    prices = price(dataclasses.replace(table, **few))
+    rows = np.arange(len(table.label)).reshape(-1, *([1] * (tokens.ndim - 1)))
+    index = np.searchsorted(distinct, tokens)
+    return Terms(*(t if t is NO_TIME else np.asarray(t[rows, index]) for t in prices.stack()))
+
+
+WIDENING_PER_DECADE = 0.25  # log-sd added for each decade outside the calibrated range (assumed; see `Resolved`)
+
+
+def estimate(table: Table, fleet: Fleet, calibrations: CalibrationSet) -> Estimate:
+    """Time of each row of the table on one device of the fleet (leading axis: rows).
+
+    Where the rate that bounds a row is itself an assumption, so is the time, and its error is that much larger.
+    """
+    resolved = calibrations.resolve(table.kernel)
+    amount, parts = work(table), terms(table, datasheet(fleet, table.kernel), resolved.calibration.parameters)
+    busy = (amount.flops + amount.traffic_bytes) > 0
+    outside = np.where(busy, resolved.calibration.hull.outside(amount.flops, amount.traffic_bytes), 0.0)
+    return priced(
+        parts,
+        tier=resolved.tier,
+        shared_log_sd=resolved.shared_log_sd,
+        own_log_sd=resolved.own_log_sd + WIDENING_PER_DECADE * outside,
+        extrapolated=outside > 0,
+        guessed=_guessed(table, fleet, parts),
+    )
+
+
+def _guessed(table: Table, fleet: Fleet, parts: Terms) -> npt.NDArray[np.bool_] | None:
+    """Rows bounded by a rate that nobody stated; None where all are known."""
+    if isinstance(table, Collective | Copy):
+        link = fleet.host_link if isinstance(table, Copy) else fleet.interconnect
+        assumed = link.bandwidth_bytes_per_s.kind is Kind.ASSUMED
+        return np.ones(parts.total_s().shape, dtype=bool) if assumed else None
+    peak = fleet.device.peak_flops_per_s(table.kernel.arithmetic).kind is Kind.ASSUMED
+    bandwidth = fleet.device.bandwidth_bytes_per_s.kind is Kind.ASSUMED
+    if not (peak or bandwidth):
+        return None
+    return np.asarray(np.where(parts.compute_s > parts.memory_s, peak, bandwidth))
+
+
+__all__ = ["Work", "datasheet", "estimate", "terms", "work"]

@@ -5,7 +5,24 @@ from __future__ import annotations
 import numpy as np
 
 from ..estimate import Array
-from ..operators import Convolution
+from ..operators import Convolution, Gemm
+
+
+def as_gemm(table: Convolution) -> Gemm:
+    """The product a kernel computes: one row a pixel, one column an output channel, k the receptive field."""
+    reach = table.in_channels / table.groups * table.kernel_height * table.kernel_width
+    return Gemm(
+        table.label,
+        table.layer,
+        table.count,
+        table.kernel,
+        m=table.images * table.height * table.width,
+        n=table.out_channels,
+        k=reach,
+        weight_bytes=table.out_channels * reach * table.element_bytes,
+        activation_bytes=table.element_bytes,
+        output_bytes=table.element_bytes,
+    )
 
 
 def flops(table: Convolution) -> Array:

@@ -2,15 +2,33 @@
 
 FLOPs follow the active experts (top_k of each token), weight bytes the touched ones: at batch 1 these agree, at
 large batch every expert is read though each token uses few. Counting total parameters for either is a classic error.
+
+Time, on the busiest rank: two grouped GEMMs (K = hidden then intermediate), rows padded to blocks of b_m,
+
+    T = t_0 + t_log log2(1 + N) + t_x touched + passes / (0.9 B) + sum over both of (C^3 + M^3 + L^3)^(1/3)
+    C = 2 blocks max(b_m, 64) 128 ceil(width / 128) K (waves SMs / tiles) / (e P)
+    M = touched weights / (e_m B);  L = waves (K / 64) t_k;  waves = ceil(tiles / SMs)
+
+Source: form and starting values from a study on public tables of fused Triton, CUTLASS and Marlin kernels.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from ..estimate import Array
+from ..calibration import Cache, Denominators
+from ..estimate import Array, Terms
 from ..operators import Experts
-from ..workload.routing import Routing, touched_experts
+from ..parameters import GroupedExperts
+from ..workload.routing import Load, Routing, busiest_rank, touched_experts
+
+ROW_BLOCKS = (16.0, 64.0, 128.0)  # rows of a block by mean load of a touched expert
+COLUMN_BLOCK = 128.0
+SMALLEST_MULTIPLY = 64.0  # rows a matrix instruction multiplies, full or not
+K_BLOCK = 64.0
+MEMORY_FRACTION = 0.9  # of the bandwidth that passes over activations reach
+NORM = 3.0  # exponent of the overlap of compute, weights and k-loop
 
 
 def assignments(table: Experts) -> Array:
@@ -18,16 +36,37 @@ def assignments(table: Experts) -> Array:
     return np.asarray(table.tokens * table.top_k / table.ranks)
 
 
+def _by_kind(table: Experts) -> list[tuple[tuple[int, int, int, float], npt.NDArray[np.int64]]]:
+    """Rows that share the shape of their layer: ((experts, top_k, ranks, alpha), row indices)."""
+    rows = len(table.label)
+    columns = (table.experts, table.top_k, table.ranks, table.routing_alpha)
+    kinds = np.stack([np.broadcast_to(np.ravel(c), rows) for c in columns])
+    distinct, inverse = np.unique(kinds, axis=1, return_inverse=True)
+    inverse = np.ravel(inverse)
+    return [
+        ((int(e), int(k), int(r), float(a)), np.flatnonzero(inverse == i).astype(np.int64))
+        for i, (e, k, r, a) in enumerate(distinct.T)
+    ]
+
+
 def touched(table: Experts) -> Array:
     """Experts of one rank that at least one token chose, so whose weights are read; ranks alike."""
-    rows = len(table.label)
-    kinds = np.stack([np.broadcast_to(np.ravel(c), rows) for c in (table.experts, table.top_k, table.routing_alpha)])
-    result = np.empty((rows, *table.tokens.shape[1:]))
-    for experts, top_k, alpha in np.unique(kinds, axis=1).T:
-        chosen = np.flatnonzero((kinds == np.array([[experts], [top_k], [alpha]])).all(axis=0))
+    result = np.empty((len(table.label), *table.tokens.shape[1:]))
+    for (experts, top_k, ranks, alpha), rows in _by_kind(table):
         routing = Routing.POWER_LAW if alpha > 0 else Routing.UNIFORM
-        result[chosen] = touched_experts(table.tokens[chosen], int(experts), int(top_k), routing, float(alpha))
-    return np.asarray(result / table.ranks)
+        result[rows] = touched_experts(table.tokens[rows], experts, top_k, routing, alpha) / ranks
+    return result
+
+
+def load(table: Experts) -> Load:
+    """The busiest rank's load of every row."""
+    shape = (len(table.label), *table.tokens.shape[1:])
+    result = Load(*(np.empty(shape) for _ in Load._fields))
+    for (experts, top_k, ranks, alpha), rows in _by_kind(table):
+        part = busiest_rank(table.tokens[rows], experts, top_k, ranks, alpha, ROW_BLOCKS)
+        for whole, piece in zip(result, part, strict=True):
+            whole[rows] = piece
+    return result
 
 
 def flops(table: Experts) -> Array:
@@ -40,3 +79,34 @@ def traffic_bytes(table: Experts) -> Array:
     weights = touched(table) * table.expert_bytes
     activations = assignments(table) * (2.0 * table.hidden + 4.0 * table.intermediate) * table.activation_bytes
     return np.asarray(np.where(table.tokens > 0, weights + activations, 0.0))
+
+
+def grouped(table: Experts, d: Denominators, p: GroupedExperts, cache: Cache) -> Terms:
+    """Time of each row by the formula above; no tokens take no time."""
+    on = load(table)
+    total = Terms()
+    weight = table.expert_bytes / (3.0 * table.hidden * table.intermediate)
+    for width, depth in ((2.0 * table.intermediate, table.hidden), (table.hidden, table.intermediate)):
+        columns = np.ceil(width / COLUMN_BLOCK)
+        tiles = np.maximum(on.blocks * columns, 1.0)
+        waves = np.ceil(tiles / d.sm_count)
+        idle = waves * d.sm_count / tiles
+        padded = on.blocks * np.maximum(on.block_rows, SMALLEST_MULTIPLY) * COLUMN_BLOCK * columns
+        compute = 2.0 * padded * depth * idle / (p.compute_fraction * d.peak_flops_per_s)
+        memory = on.touched * width * depth * weight / (p.read_fraction * d.bandwidth_bytes_per_s)
+        k_loop = waves * depth / K_BLOCK * p.k_block_s
+        parts = np.stack(np.broadcast_arrays(compute, memory, k_loop))
+        largest = np.maximum(parts.max(axis=0), 1e-300)
+        powers = (parts / largest) ** NORM
+        sum_of_powers = powers.sum(axis=0)
+        share = largest * sum_of_powers ** (1 / NORM) / sum_of_powers
+        total = total.plus(compute_s=share * powers[0], memory_s=share * powers[1], latency_s=share * powers[2])
+    wide = (2.0 * table.hidden + 2.0 * table.intermediate) * table.activation_bytes
+    everywhere = table.tokens * table.top_k * table.hidden * table.activation_bytes
+    passes = p.activation_passes * on.rows * wide + p.global_passes * everywhere
+    total = total.plus(
+        memory_s=passes / (MEMORY_FRACTION * d.bandwidth_bytes_per_s),
+        latency_s=p.expert_s * on.touched + p.doubling_s * np.log2(1 + table.tokens),
+        floor_s=np.full_like(on.rows, p.floor_s),
+    )
+    return total.where(table.tokens > 0)

@@ -1,11 +1,38 @@
-"""Matrix products: 2 m n k FLOPs; weights, input and output each cross memory once."""
+"""Matrix products: 2 m n k FLOPs; and a model of the libraries that compute them.
+
+The library chooses a work quantum (b_m x b_n) and a split S of k; the model prices twelve such choices and takes a
+soft minimum. For one of them, with x blocks for each multiprocessor, K the k of one block and f the clock:
+
+    T = t_0 + G (1 + droop G / (G + tau))                    sustained clock of long kernels
+    G = (C^p + L^p + M^p)^(1/p) + e W + D + [S > 1] R        imperfect overlap; exposed write; cold DRAM; reduction
+    C = ceil(x) 2 b_m b_n K / (compute_fraction P / SMs)     matrix units
+    L = ceil(x / occupancy) (K / k_b) k_block_cycles / f     k-loop latency; k_b is 128 bytes along k
+    M = cold operands / (read_fraction B) + (1 - e) W + (warm operands + re-reads) / L2 rate
+    e = phi + (1 - phi) / max(1, x)                          the last wave's result is written after everything
+
+Source: form and starting values from a study on public GEMM tables (see the README on accuracy); split k, k-loop
+latency and exposed writes carry it, tile menus and wave quantisation do not.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
-from ..estimate import Array
+from ..calibration import Cache, Denominators
+from ..estimate import Array, Terms
 from ..operators import Gemm
+from ..parameters import Quantise, ScaledGemm, SplitKGemm
+
+QUANTA = ((16, 128), (64, 64))  # work quanta, not real tiles: many small ones stand for any tile and stream-k
+SPLITS = (1, 2, 4, 8, 16, 32)
+K_BLOCK_BYTES = 128  # one step along k: 64 elements of 2 bytes, 128 of 1
+ACCUMULATORS = 32768  # fp32 accumulators that blocks on one multiprocessor may hold together
+BENCHMARK_COPIES = 5  # copies of the weights the public collection rotates through, read off its L2 transition
+SOFTNESS = 0.02  # exponent of the soft minimum over choices: a library picks nearly the best
+NEVER_S = 1e9  # the time of a choice no library makes
+RESIDENCY_EXPONENT = 10  # how sharply a buffer falls out of the cache as it outgrows it
 
 
 def flops(table: Gemm) -> Array:
@@ -17,3 +44,89 @@ def traffic_bytes(table: Gemm) -> Array:
     """m k a + weights + m n o. No rows, no traffic: weights are not read for m = 0."""
     moved = table.m * table.k * table.activation_bytes + table.weight_bytes + table.m * table.n * table.output_bytes
     return np.asarray(np.where(table.m > 0, moved, 0.0))
+
+
+def miss(buffers_bytes: Array, cache_bytes: float) -> Array:
+    """Share of the accesses that miss: 0 well below the cache's size, 1 well above."""
+    return np.asarray(1.0 / (1.0 + (cache_bytes / np.maximum(buffers_bytes, 1.0)) ** RESIDENCY_EXPONENT))
+
+
+def split_k(table: Gemm, d: Denominators, p: SplitKGemm, cache: Cache) -> Terms:
+    """Time of each row by the formula above; rows without work take no time.
+
+    In a model's step weights come from memory and the activations before them from the cache, whatever a benchmark's
+    loop would have left there.
+    """
+    m, n, k = (np.maximum(column, 1.0)[..., None] for column in (table.m, table.n, table.k))
+    inputs, result = (table.m * table.k * table.activation_bytes), (table.m * table.n * table.output_bytes)
+    weights = table.weight_bytes
+    l2 = p.l2_fraction * d.l2_bytes
+    if cache is Cache.COLD:
+        weights_miss, others_miss = np.ones_like(weights), miss(inputs + result, l2)
+    else:
+        weights_miss = miss(BENCHMARK_COPIES * weights + inputs + result, l2)
+        others_miss = miss(weights + inputs + result, l2)
+    read = p.read_fraction * d.bandwidth_bytes_per_s
+    l2_read = p.l2_read_bytes_per_clock_per_sm * d.clock_hz * d.sm_count
+    l2_write = p.l2_write_bytes_per_clock_per_sm * d.clock_hz * d.sm_count
+    write = others_miss * result / (p.write_fraction * d.bandwidth_bytes_per_s) + (1 - others_miss) * result / l2_write
+
+    choices = [(bm, bn, s) for s in SPLITS if s <= p.most_splits for bm, bn in QUANTA]
+    b_m, b_n, split = (np.array(c, dtype=float) for c in zip(*choices, strict=True))
+    k_block = K_BLOCK_BYTES / np.maximum(table.activation_bytes, 2**-1)[..., None]
+    reach = k_block * np.ceil(k / (split * k_block))  # k of one block
+    tiles = np.ceil(m / b_m) * np.ceil(n / b_n)
+    per_sm = tiles * split / d.sm_count
+    occupancy = np.clip(np.floor(ACCUMULATORS / (b_m * b_n)), 1, 4)
+    compute = np.maximum(1.0, np.ceil(per_sm)) * reach * (2 * b_m * b_n / (p.compute_fraction * d.peak_flops_per_s))
+    compute = compute * d.sm_count
+    k_loop = np.maximum(1.0, np.ceil(per_sm / occupancy)) * (reach / k_block) * (p.k_block_cycles / d.clock_hz)
+
+    operand_bytes = table.activation_bytes + weights / np.maximum(table.n * table.k, 1.0)
+    side = np.sqrt(np.minimum(d.sm_count, tiles) * b_m * b_n)
+    once = (inputs + weights)[..., None]
+    again = np.maximum(0.0, m * n * k * operand_bytes[..., None] / side - once)
+    again = again * (1 - 1.0 / (1.0 + (l2 / np.maximum(once, 1.0)) ** 2))
+    exposed = p.exposed_write + (1 - p.exposed_write) / np.maximum(1.0, per_sm)
+    cold = (others_miss * inputs + weights_miss * weights) / read
+    warm = ((1 - others_miss) * inputs + (1 - weights_miss) * weights) / l2_read
+    memory = (cold + warm)[..., None] + (1 - exposed) * write[..., None] + again / l2_read
+
+    parts = np.stack(np.broadcast_arrays(compute, k_loop, memory))
+    largest = parts.max(axis=0)
+    powers = (parts / largest) ** p.overlap
+    sum_of_powers = powers.sum(axis=0)
+    overlapped = largest * sum_of_powers ** (1 / p.overlap)
+    tail = exposed * write[..., None]
+    reduction = np.where(split > 1, p.split_s + 8.0 * split * m * n / l2_read, 0.0)
+    busy = overlapped + tail + (p.dram_latency_s * weights_miss)[..., None] + reduction
+    busy = np.where((split > 1) & (reach * (split - 1) >= k), NEVER_S, busy)  # a split that leaves blocks without work
+    stretch = 1 + p.droop * busy / (busy + p.droop_s)  # the droop, shared by all parts
+    times = p.floor_s + busy * stretch
+    odds = (times / times.min(axis=-1, keepdims=True)) ** (-1 / SOFTNESS)
+    odds = odds / odds.sum(axis=-1, keepdims=True)
+
+    def mean(values: Array) -> Array:
+        return np.asarray((values * odds).sum(axis=-1))
+
+    any_rows = table.m > 0
+    total = np.where(any_rows, mean(times), 0.0)
+    share = overlapped / sum_of_powers * stretch
+    compute_s = np.where(any_rows, mean(share * powers[0]), 0.0)
+    memory_s = np.where(any_rows, mean(share * powers[2] + tail * stretch), 0.0)
+    floor_s = np.where(any_rows, p.floor_s, 0.0)
+    return Terms(compute_s, memory_s, floor_s, latency_s=np.asarray(total - compute_s - memory_s - floor_s))
+
+
+def quantise_s(table: Gemm, d: Denominators, p: Quantise) -> Array:
+    """Scaling and narrowing activations (2 bytes in, 1 out), and repacking weights where m is no multiple of 4."""
+    narrowed = table.m * p.row_s + 3.0 * table.m * table.k / (p.quantise_fraction * d.bandwidth_bytes_per_s)
+    aligned = np.mod(table.m, 4) == 0
+    repacked = np.minimum(1.0, table.m / 256) * table.n * table.k / (p.misaligned_fraction * d.bandwidth_bytes_per_s)
+    return np.asarray(narrowed + np.where(aligned, 0.0, repacked))
+
+
+def scaled(table: Gemm, d: Denominators, p: ScaledGemm, cache: Cache) -> Terms:
+    """A narrow GEMM: its own time plus the quantisation of its activations, which is memory traffic."""
+    own = split_k(table, d, p.gemm, cache)
+    return dataclasses.replace(own, memory_s=np.asarray(own.memory_s + quantise_s(table, d, p.quantise)))

@@ -6,14 +6,12 @@ import math
 
 import numpy as np
 
-from ..operators import Attention, Collective, Column, Kernel, KernelName, Table, one_row
+from ..operators import NO_WINDOW, Attention, Collective, Column, Kernel, KernelName, Table, one_row
 from ..scenario import Phase
 from ..workload import model as workload
 from ..workload.model import Role
 from .linear import elementwise_row, find, gemm_row
 from .program import Node, Shard
-
-NO_WINDOW = 2.0**50
 
 
 def attention_operators(shard: Shard, index: int) -> list[Table]:

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from ...dtypes import DType
 from ..operators import Experts, Kernel, KernelName, Table, one_row
 from ..workload import model as workload
 from ..workload.model import Role
@@ -46,10 +45,8 @@ def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
     matrices = find(model, index, Role.GATE, Role.UP, Role.DOWN)
     per_expert = sum(model.layer_bytes(t, stored) * share_per_rank(t, model, shard.tp) for t in matrices) / ffn.experts
     linear = linear_kernel(stored, scenario.fleet.device, shard.activation)
-    wide = linear == Kernel(
-        KernelName.GEMM_WEIGHT_ONLY, DType.INT8
-    )  # 4-bit weights have a measured kernel of their own
-    kernel = Kernel(KernelName.EXPERTS_WEIGHT_ONLY if wide else KernelName.EXPERTS, linear.dtype)
+    weight_only = linear.name is KernelName.GEMM_WEIGHT_ONLY
+    kernel = Kernel(KernelName.EXPERTS_WEIGHT_ONLY if weight_only else KernelName.EXPERTS, linear.dtype)
     return [
         gemm_row(shard, "router", layer, count, find(model, index, Role.ROUTER), tokens, model.unquantised),
         one_row(

@@ -73,7 +73,7 @@ def flags_of(scenario: Scenario, wishes: Wishes) -> str:
 
 def explain_row(row: Row, whole: float, device: Device) -> a.ExplainRow:
     """One operator of a step; `whole` is the time of the step in seconds."""
-    compute, memory, floor, link = (float(np.sum(t)) for t in row.time.terms.stack())
+    compute, memory, floor, link, latency = (float(np.sum(t)) for t in row.time.terms.stack())
     return a.ExplainRow(
         operator_class=operator_class(row.table),
         operator=row.label,
@@ -87,6 +87,7 @@ def explain_row(row: Row, whole: float, device: Device) -> a.ExplainRow:
         memory_s=memory,
         floor_s=floor,
         link_s=link,
+        latency_s=latency,
         bound=cause(row.table, row.time.bound()),
         share=float(row.time.time_s) / whole,
         arithmetic=row.table.kernel.arithmetic.value,

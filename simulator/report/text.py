@@ -270,14 +270,14 @@ def _explain(out: Console, report: a.Report, answer: a.ExplainAnswer) -> None:
             format_bytes(r.bytes),
             brief(r.time),
             f"{r.share:.1%}",
-            *(format_seconds(t) if t else "-" for t in (r.compute_s, r.memory_s, r.floor_s, r.link_s)),
+            *(format_seconds(t) if t else "-" for t in (r.compute_s, r.memory_s, r.latency_s, r.floor_s, r.link_s)),
             r.bound,
             r.tier,
         ]
         for r in answer.rows
     )
-    columns = ["operator", "class", "layers", "times", "FLOPs", "bytes", "time", "share", "compute", "memory", "floor"]
-    out.print(table([*columns, "link", "bound", "evidence"], rows, left=3))
+    columns = ["operator", "class", "layers", "times", "FLOPs", "bytes", "time", "share", "compute", "memory"]
+    out.print(table([*columns, "latency", "floor", "link", "bound", "evidence"], rows, left=3))
     out.print(f"\ntotal {span(answer.total)}; {answer.binds}")
     if report.evidence is not None:
         notes = {c.reason for c in report.evidence.calibrations if c.tier != "calibrated"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,4 +46,56 @@ def _power_law(tokens: Array, experts: int, top_k: int, alpha: float) -> Array:
     else:
         load = (1 + quantile * (top ** (1 - alpha) - 1)) ** (1 / (1 - alpha))
     chosen = np.minimum(top_k * load / load.sum(axis=1, keepdims=True), 1.0 - 1e-12)
+    return np.asarray(-np.expm1(tokens[:, None] * np.log1p(-chosen)).sum(axis=1))
+
+
+class Load(NamedTuple):
+    """What the busiest of the expert-parallel ranks has to do: its assignments, experts, and blocks of rows."""
+
+    rows: Array
+    touched: Array
+    blocks: Array
+    block_rows: Array
+
+
+# Expected maximum of n standard normals, n = 2, 4, 8, ...: how far the busiest of n ranks lies above the mean.
+_EXPECTED_MAXIMUM = ((1, 0.0), (2, 0.564), (4, 1.029), (8, 1.424), (16, 1.766), (32, 2.070), (64, 2.344), (256, 2.815))
+
+
+def busiest_rank(
+    tokens: Array, experts: int, top_k: int, ranks: int, alpha: float, row_blocks: tuple[float, ...]
+) -> Load:
+    """Expected load of the busiest rank of `ranks`, each holding `experts / ranks`; alpha 0 is uniform routing.
+
+    Experts get shares as in `touched_experts`; a rank's sum scatters by the shares' coefficient of variation over the
+    root of its experts. Rows are padded to the first of `row_blocks` that holds the mean load of a touched expert.
+    """
+    unique, inverse = np.unique(np.asarray(tokens, dtype=float), return_inverse=True)
+    local = max(1, experts // ranks)
+    share = _shares(unique, local, alpha)
+    spread = share.std(axis=1) / share.mean(axis=1) / np.sqrt(local)
+    above = np.interp(np.log2(ranks), np.log2([n for n, _ in _EXPECTED_MAXIMUM]), [z for _, z in _EXPECTED_MAXIMUM])
+    rows = np.minimum(unique * top_k / ranks * (1 + above * spread), unique * min(top_k, local))
+    loads = rows[:, None] * share
+    touched = np.minimum(-np.expm1(-loads).sum(axis=1) if ranks > 1 else _touched(unique, share, top_k), rows)
+    mean = rows / np.maximum(touched, 1e-9)
+    limits = np.array(row_blocks)
+    block = limits[np.minimum(np.searchsorted(limits, mean), len(limits) - 1)]
+    blocks = np.maximum(np.ceil(loads / block[:, None] - 1e-9).sum(axis=1) - (local - touched), touched)
+    shape = np.shape(tokens)
+    return Load(*(np.asarray(v[inverse].reshape(shape)) for v in (rows, touched, blocks, block)))
+
+
+def _shares(tokens: Array, experts: int, alpha: float) -> Array:
+    """Share of the assignments of each expert, (tokens, experts)."""
+    if alpha == 0:
+        return np.full((len(tokens), experts), 1.0 / experts)
+    quantile = (np.arange(experts) + 0.5) / experts
+    top = np.maximum(POWER_LAW_TOP * tokens, 1.0 + 1e-9)[:, None]
+    load = top**quantile if abs(alpha - 1) < 1e-9 else (1 + quantile * (top ** (1 - alpha) - 1)) ** (1 / (1 - alpha))
+    return np.asarray(load / load.sum(axis=1, keepdims=True))
+
+
+def _touched(tokens: Array, share: Array, top_k: int) -> Array:
+    chosen = np.minimum(top_k * share, 1.0 - 1e-12)
     return np.asarray(-np.expm1(tokens[:, None] * np.log1p(-chosen)).sum(axis=1))

@@ -1,0 +1,94 @@
+"""Multi-head latent attention: keys and values are one latent a token, which all heads share.
+
+DeepSeek-V2 (arXiv 2405.04434). Prefill expands the latent (a GEMM of its own) and is flash attention with heads of
+`nope + rope` keys and `value` values. Decode folds the expansion into the queries, so that each head multiplies the
+latent itself: 2 (2 latent + rope) FLOPs a pair, the latent read once for all heads.
+
+    T = t_0 + c_log log2(1 + L / 64) + sqrt(T_memory^2 + T_compute^2 + T_block^2),  compute in whole tiles of 64
+
+Source: form and starting values from a study on public tables of TensorRT-LLM's kernels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..calibration import Cache, Denominators
+from ..estimate import Array, Terms
+from ..operators import NO_WINDOW, Attention, KernelName, LatentAttention
+from ..parameters import FlashPrefill, LatentDecode
+from . import attention
+
+HEAD_TILE = 64  # heads one decode tile multiplies, full or not
+
+
+def expanded(table: LatentAttention) -> Attention:
+    """The prefill as attention over expanded heads; its head dimension is that of keys."""
+    return Attention(
+        table.label,
+        table.layer,
+        table.count,
+        table.kernel,
+        sequences=table.sequences,
+        new_tokens=table.new_tokens,
+        kv_tokens=table.kv_tokens,
+        heads=table.heads,
+        kv_heads=table.heads,
+        head_dim=table.nope + table.rope,
+        window=np.full_like(table.kv_tokens, NO_WINDOW),
+        kv_bytes=table.kv_bytes,
+        activation_bytes=table.activation_bytes,
+    )
+
+
+def is_prefill(table: LatentAttention) -> bool:
+    """Whether the table's kernel expands the latent."""
+    return table.kernel.name is KernelName.MLA_PREFILL
+
+
+def flops(table: LatentAttention) -> Array:
+    """2 (d_qk + d_v) a kept pair and head; decode multiplies in the latent's width."""
+    pairs = attention.pairs(expanded(table))
+    narrow = table.nope + table.rope + table.value
+    wide = 2.0 * table.latent + table.rope
+    width = narrow if is_prefill(table) else wide
+    return np.asarray(2.0 * width * table.heads * table.sequences * pairs)
+
+
+def traffic_bytes(table: LatentAttention) -> Array:
+    """Prefill: queries, keys, values and outputs of every head. Decode: the latent once, queries and outputs."""
+    rows = table.sequences * table.new_tokens * table.heads
+    if is_prefill(table):
+        keys = table.sequences * table.kv_tokens * table.heads * (table.nope + table.rope + table.value)
+        moved = (rows * (table.nope + table.rope + table.value) + keys) * table.activation_bytes
+    else:
+        cached = table.sequences * table.kv_tokens * (table.latent + table.rope) * table.kv_bytes
+        moved = cached + rows * (2.0 * table.latent + table.rope) * table.activation_bytes
+    return np.asarray(np.where(table.new_tokens > 0, moved, 0.0))
+
+
+def prefill(table: LatentAttention, d: Denominators, p: FlashPrefill, cache: Cache) -> Terms:
+    """Flash attention over the expanded heads."""
+    return attention.flash(expanded(table), table.nope + table.rope, table.value, d, p)
+
+
+def decode(table: LatentAttention, d: Denominators, p: LatentDecode, cache: Cache) -> Terms:
+    """Time of each row by the formula above."""
+    rows = table.heads * table.new_tokens
+    tiles = HEAD_TILE * np.ceil(rows / HEAD_TILE)
+    width = 2.0 * table.latent + table.rope
+    arithmetic = 2.0 * table.sequences * table.kv_tokens * tiles * width
+    compute = arithmetic / (p.compute_fraction * d.peak_flops_per_s)
+    memory = traffic_bytes(table) / (p.read_fraction * d.bandwidth_bytes_per_s)
+    block = p.block_s * table.sequences / d.sm_count
+    together = np.sqrt(memory**2 + compute**2 + block**2)
+    busy = table.new_tokens > 0
+    safe = np.maximum(together, 1e-300)
+    compute_share, memory_share = (np.where(busy, part**2 / safe, 0.0) for part in (compute, memory))
+    log = p.doubling_s * np.log2(1 + table.kv_tokens / 64.0)
+    return Terms(
+        compute_s=np.asarray(compute_share),
+        memory_s=np.asarray(memory_share),
+        floor_s=np.asarray(np.where(busy, p.floor_s, 0.0)),
+        latency_s=np.asarray(np.where(busy, together - compute_share - memory_share + log, 0.0)),
+    )
