@@ -36,7 +36,8 @@ KERNELS = tuple(
         KernelName.GEMM: (DType.BF16, DType.FP8),
         KernelName.ATTENTION_PREFILL: (DType.BF16, DType.FP8),
         KernelName.ATTENTION_DECODE: (DType.BF16, DType.FP8),
-        KernelName.EXPERTS: (DType.BF16, DType.FP8, DType.INT4),
+        KernelName.EXPERTS: (DType.BF16, DType.FP8),
+        KernelName.EXPERTS_WEIGHT_ONLY: (DType.INT4,),
         KernelName.ALL_REDUCE: (DType.BF16,),
         KernelName.ALL_GATHER: (DType.BF16,),
     }.items()

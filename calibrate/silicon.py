@@ -171,12 +171,13 @@ def load_attention(device: SiliconDevice, engine: str, dtype: DType, phase: Kern
     return _finish(frame, ["num_heads", "num_key_value_heads", "head_dim"], path, table)
 
 
-def load_experts(device: SiliconDevice, engine: str, dtype: DType) -> Measured | None:
+def load_experts(device: SiliconDevice, engine: str, kernel: Kernel) -> Measured | None:
     """Fused mixture-of-experts layers without expert parallelism, power-law routing."""
     found = _read(device, "moe", engine, "moe_perf.parquet")
     if found is None:
         return None
     frame, path = found
+    dtype = kernel.dtype
     names = {DType.BF16: ("bfloat16",), DType.FP8: ("fp8_block",), DType.INT4: ("int4_wo",)}[dtype]
     frame = frame[~frame["kernel_source"].str.contains("flashinfer_cutlass")]  # another kernel under the same dtype
     skewed = frame["distribution"] == "power_law_1.01"
@@ -189,7 +190,7 @@ def load_experts(device: SiliconDevice, engine: str, dtype: DType) -> Measured |
     weight = {DType.BF16: 2.0, DType.FP8: 1.0, DType.INT4: 4.15625 / 8}[dtype]
     table = Experts(
         **_labels(frame, "experts"),  # type: ignore[arg-type]
-        kernel=Kernel(KernelName.EXPERTS, dtype),
+        kernel=kernel,
         tokens=tokens,
         hidden=hidden,
         intermediate=width,
@@ -238,8 +239,8 @@ def load(device: SiliconDevice, engine: str, kernel: Kernel) -> Measured | None:
             return load_gemm(device, engine, kernel.dtype)
         case KernelName.ATTENTION_PREFILL | KernelName.ATTENTION_DECODE:
             return load_attention(device, engine, kernel.dtype, kernel.name)
-        case KernelName.EXPERTS:
-            return load_experts(device, engine, kernel.dtype)
+        case KernelName.EXPERTS | KernelName.EXPERTS_WEIGHT_ONLY:
+            return load_experts(device, engine, kernel)
         case KernelName.ALL_REDUCE | KernelName.ALL_GATHER:
             return load_collective(device, engine, kernel.dtype, kernel.name)
     return None

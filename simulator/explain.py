@@ -12,7 +12,7 @@ from .answers import Quantity, Share
 from .calibration import CalibrationSet, Resolved
 from .costs import work
 from .estimate import NO_TIME, Bound, Estimate
-from .operators import Attention, Collective, Copy, Elementwise, Experts, Gemm, Table
+from .operators import Attention, Collective, Copy, Elementwise, Experts, Gemm, LatentAttention, Table
 from .schedule import Priced
 
 
@@ -80,7 +80,7 @@ def cause(table: Table, bound: Bound) -> str:
     match table:
         case Gemm() | Experts():
             return "weight traffic"
-        case Attention():
+        case Attention() | LatentAttention():
             return "KV cache traffic"
         case Elementwise() | Copy():
             return "activation traffic"

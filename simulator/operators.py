@@ -63,7 +63,7 @@ class Kernel(NamedTuple):
     @property
     def arithmetic(self) -> DType:
         """The format whose peak rate bounds it: weight-only kernels and attention multiply in 16 bits."""
-        return self.dtype if self.name in MULTIPLIES_AS_STORED and self.dtype is not DType.INT4 else DType.BF16
+        return self.dtype if self.name in MULTIPLIES_AS_STORED else DType.BF16
 
     def __str__(self) -> str:
         return f"{self.name}/{self.dtype}"

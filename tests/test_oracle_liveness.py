@@ -134,7 +134,8 @@ class LiveBytes(TorchDispatchMode):
 def torch_peak(case: Case, experts: str = FUSED, fuse_gate: bool = False) -> int:
     """Peak of live bytes of the transformers model and its sampling on the meta device."""
     config = case.config()
-    settings = CONFIG_MAPPING[config["model_type"]](**{k: v for k, v in config.items() if k != "model_type"})
+    skipped = ("model_type", "quantization_config")
+    settings = CONFIG_MAPPING[config["model_type"]](**{k: v for k, v in config.items() if k not in skipped})
     options = {"experts_implementation": experts} if "num_experts_per_tok" in config else {}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(

@@ -17,9 +17,10 @@ from ..operators import (
     Elementwise,
     Experts,
     Gemm,
+    LatentAttention,
     Table,
 )
-from . import attention, collective, convolution, copy, elementwise, experts, gemm
+from . import attention, collective, convolution, copy, elementwise, experts, gemm, latent_attention
 from .alpha_beta import latency_bandwidth
 from .roofline import three_constants
 
@@ -38,6 +39,8 @@ def work(table: Table) -> Work:
             return Work(gemm.flops(table), gemm.traffic_bytes(table))
         case Attention():
             return Work(attention.flops(table), attention.traffic_bytes(table))
+        case LatentAttention():
+            return Work(latent_attention.flops(table), latent_attention.traffic_bytes(table))
         case Experts():
             return Work(experts.flops(table), experts.traffic_bytes(table))
         case Elementwise():
