@@ -107,7 +107,7 @@ SPARSE: dict[str, tuple[Config, ...]] = {
     "deepseek_v3": (
         {"q_lora_rank": None},
         {"q_lora_rank": None, "attention_bias": True},
-        {key: ABSENT for key in EXPERT_KEYS["deepseek_v3"]} | {"num_hidden_layers": 5},
+        dict.fromkeys(EXPERT_KEYS["deepseek_v3"], ABSENT) | {"num_hidden_layers": 5},
         {"first_k_dense_replace": 0},
         {"first_k_dense_replace": 9},
         {"n_shared_experts": 3},

@@ -123,33 +123,35 @@ def latent_nodes(shard: Shard, index: int, a: workload.LatentAttention) -> list[
     """Dataflow of the latent attention of one layer: reads `hidden`, writes `between`.
 
     As in a prefill, which needs more than decoding. An engine's memory for expanding earlier chunks counts in full
-    (`CONTEXT_CHUNK_TOKENS`); what only other engines set aside does not. Not compared with torch's live tensors.
+    (`CONTEXT_CHUNK_TOKENS`); what only other engines set aside does not.
     """
     model, heads = shard.scenario.model, math.ceil(a.heads / shard.tp)
-    query, latents = heads * (a.nope + a.rope), a.latent + a.rope
+    query, expanded = heads * (a.nope + a.rope), heads * (a.nope + a.value)
 
     def chunk(name: str, elements: int) -> Buffer:
         return shard.activation_of(name, elements, np.asarray(float(CONTEXT_CHUNK_TOKENS)))
 
+    bottleneck = [
+        Node("q_a", ("normed",), (shard.activation_of("q latent", a.query_latent or 0),)),
+        Node("q_a norm", ("q latent",), (shard.activation_of("q latent normed", a.query_latent or 0),)),
+    ]
     return [
         Node("norm", ("hidden",), (shard.activation_of("normed", model.hidden),)),
-        Node("q_a, kv_a", ("normed",), (shard.activation_of("latents", (a.query_latent or 0) + latents),)),
-        Node("norms", ("latents",), (shard.activation_of("normed latents", (a.query_latent or 0) + a.latent),)),
-        Node("q_b", ("normed latents",), (shard.activation_of("q", query),)),
-        Node("rope", ("latents", "q"), (shard.activation_of("rotated", (heads + 1) * a.rope),)),
-        Node("kv_b", ("normed latents",), (shard.activation_of("expanded", heads * (a.nope + a.value)),)),
-        Node("assemble", ("expanded", "rotated"), (shard.activation_of("k", query),)),
-        Node(
-            "earlier chunks",
-            (),
-            (chunk("earlier latents", latents), chunk("earlier expanded", heads * (a.nope + a.value))),
-        ),
+        *(bottleneck if a.query_latent else []),
+        Node("q", ("normed", "q latent normed"), (shard.activation_of("q", query),)),
+        Node("kv_a", ("normed",), (shard.activation_of("latent", a.latent + a.rope),)),
+        Node("kv_a norm", ("latent",), (shard.activation_of("latent normed", a.latent),)),
+        Node("rope", ("latent", "q"), (shard.activation_of("rotated", (heads + 1) * a.rope),)),
+        Node("assemble queries", ("q", "rotated"), (shard.activation_of("queries", query),)),
+        Node("kv_b", ("latent normed",), (shard.activation_of("expanded", expanded),)),
+        Node("assemble keys", ("expanded", "rotated"), (shard.activation_of("keys", query),)),
+        Node("earlier chunks", (), (chunk("earlier latent", a.latent + a.rope), chunk("earlier expanded", expanded))),
         Node(
             "attention",
-            ("q", "k", "expanded", "earlier latents", "earlier expanded"),
+            ("queries", "keys", "expanded", "earlier latent", "earlier expanded"),
             (shard.activation_of("attended", heads * a.value),),
         ),
         Node("out", ("attended",), (shard.activation_of("projected", model.hidden),)),
-        Node("return", ("normed", "latents", "normed latents", "q", "k", "expanded", "rotated")),
+        Node("return", ("normed", "latent", "latent normed", "q", "rotated", "queries", "keys", "expanded")),
         Node("add", ("hidden", "projected"), (shard.activation_of("between", model.hidden),)),
     ]

@@ -215,17 +215,25 @@ def _compressed_tensors(config: Mapping[str, object], file: str) -> WeightFormat
     """The one kind of weights of a compressed-tensors checkpoint: grouped int4 or int8, fp8, or nvfp4."""
     key = "quantization_config.config_groups"
     groups = config.get("config_groups")
-    kinds = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
-    if not kinds or not isinstance(kinds[0], dict) or any(kind != kinds[0] for kind in kinds):
-        raise InputError("must describe one kind of weights", file=file, key=key, remedy="or pin --weights without it")
-    kind = kinds[0]
-    bits, group, symmetric = kind.get("num_bits"), kind.get("group_size"), kind.get("symmetric", True)
-    if kind.get("type") == "int" and bits in (4, 8) and isinstance(group, int) and 8 <= group <= 65536:
-        zero_bits = 0 if symmetric is True else int(bits)
-        return WeightFormat(f"int{bits}-g{group}", grouped(int(bits), group, zero_bits=zero_bits), DType.BF16)
-    if kind.get("type") == "float" and bits == 8:
+    members = groups.values() if isinstance(groups, dict) else ()
+    weights = [group.get("weights") if isinstance(group, dict) else None for group in members]
+    kinds = {_kind(kind if isinstance(kind, dict) else {}) for kind in weights}
+    if len(kinds) != 1:
+        raise InputError("must describe one kind of weights", file=file, key=key)
+    [(type_, bits, group, symmetric)] = kinds
+    if type_ == "int" and bits in (4, 8) and isinstance(group, int) and 8 <= group <= 65536:
+        bits = int(bits)
+        zero_bits = bits if symmetric is False else 0
+        return WeightFormat(f"int{bits}-g{group}", grouped(bits, group, zero_bits=zero_bits), DType.BF16)
+    if type_ == "float" and bits == 8:
         return FORMATS["fp8"]
-    if kind.get("type") == "float" and bits == 4 and group == 16:
+    if type_ == "float" and bits == 4 and group == 16:
         return FORMATS["nvfp4"]
     remedy = "known: int 4 or 8 with a group size, float 8, float 4 with groups of 16"
-    raise InputError("unknown kind of weights", file=file, key=key, value=kind, remedy=remedy)
+    raise InputError("unknown kind of weights", file=file, key=key, value=weights[0], remedy=remedy)
+
+
+def _kind(weights: Mapping[str, object]) -> tuple[object, ...]:
+    """What tells one kind of weights from another; anything but plain values is as good as missing."""
+    stated = (weights.get(key) for key in ("type", "num_bits", "group_size", "symmetric"))
+    return tuple(value if isinstance(value, str | int) else None for value in stated)
