@@ -24,7 +24,7 @@ from .simulator.liveness import peaks
 from .simulator.lowering.decoder import lower
 from .simulator.memory import ALLOCATED, RESERVED, Ledger, TensorClass, kv_cache_bytes, peak_steps
 from .simulator.planner import fit
-from .simulator.planner.domain import precisions
+from .simulator.planner.domain import precisions, weight_choices
 from .simulator.planner.fit import Candidate, Verdict, Wishes
 from .simulator.report.account import UNNAMED, evidence_of, explain_row, flags_of, layout_of, question_of
 from .simulator.report.contract import envelope
@@ -190,8 +190,12 @@ def ask_fit_models(
 ) -> a.Report:
     """Every model of a list on one fleet, in the order given."""
     scenarios = [_at_load(m, fleet, load_ or Load(), engine) for m in models]
-    rows = tuple(_fit_row(s, calibrations, wishes or Wishes()) for s in scenarios)
-    return envelope(a.FitList(rows), warnings=_cut_contexts(models, load_ or Load()))
+    wishes = wishes or Wishes()
+    kept = [m.name for m in models if wishes.weights and weight_choices(m) == (m.native,)]
+    free = wishes._replace(weights=None)
+    rows = tuple(_fit_row(s, calibrations, free if s.model.name in kept else wishes) for s in scenarios)
+    told = (f"already quantised, so in their own format: {', '.join(kept)}",) if kept else ()
+    return envelope(a.FitList(rows), warnings=_cut_contexts(models, load_ or Load()) + told)
 
 
 def ask_fit_devices(

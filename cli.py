@@ -97,7 +97,9 @@ class Asked:
         None
     )
     prompt: Annotated[str | None, _option("Tokens of the prompt; default: the whole context.", "N")] = None
-    weights: Annotated[str | None, _option("Pin the weight format: bf16, fp16, fp8, int8, int4.", "FORMAT")] = None
+    weights: Annotated[
+        str | None, _option("Pin the weight format: bf16, fp16, fp8, fp8-block, int8, int4, mxfp4, nvfp4.", "FORMAT")
+    ] = None
     kv: Annotated[str | None, _option("Pin the KV cache format: bf16, fp16, fp8, int8.", "FORMAT")] = None
     tp: Annotated[int | None, _option("Pin the tensor-parallel degree.", "N", min=1)] = None
     pp: Annotated[int | None, _option("Pin the number of pipeline stages.", "N", min=1)] = None

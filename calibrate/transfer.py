@@ -28,6 +28,7 @@ K, D = KernelName, DType
 KIN: Mapping[Kernel, Kernel] = {
     Kernel(K.GEMM, D.FP16): Kernel(K.GEMM, D.BF16),
     Kernel(K.GEMM, D.FP32): Kernel(K.GEMM, D.BF16),
+    Kernel(K.GEMM_WEIGHT_ONLY, D.FP4): Kernel(K.GEMM_WEIGHT_ONLY, D.INT4),
     Kernel(K.EXPERTS, D.FP16): Kernel(K.EXPERTS, D.BF16),
     Kernel(K.EXPERTS, D.FP32): Kernel(K.EXPERTS, D.BF16),
     Kernel(K.EXPERTS, D.INT8): Kernel(K.EXPERTS, D.FP8),
@@ -36,6 +37,8 @@ KIN: Mapping[Kernel, Kernel] = {
     Kernel(K.ATTENTION_PREFILL, D.INT8): Kernel(K.ATTENTION_PREFILL, D.FP8),
     Kernel(K.ATTENTION_DECODE, D.FP16): Kernel(K.ATTENTION_DECODE, D.BF16),
     Kernel(K.ATTENTION_DECODE, D.INT8): Kernel(K.ATTENTION_DECODE, D.FP8),
+    **{Kernel(name, D.FP16): Kernel(name, D.BF16) for name in (K.MLA_PREFILL, K.MLA_DECODE)},
+    **{Kernel(name, D.INT8): Kernel(name, D.FP8) for name in (K.MLA_PREFILL, K.MLA_DECODE)},
     Kernel(K.CONVOLUTION, D.BF16): Kernel(K.GEMM, D.BF16),
     **{Kernel(name, D.FP16): Kernel(name, D.BF16) for name in (K.ELEMENTWISE, K.ALL_REDUCE, K.ALL_GATHER, K.SEND)},
     **{Kernel(name, D.FP32): Kernel(name, D.BF16) for name in (K.ELEMENTWISE, K.ALL_REDUCE, K.ALL_GATHER, K.SEND)},

@@ -66,7 +66,7 @@ def known(value: float, low: float, high: float, unit: str) -> Quantity:
 
 def operator_class(table: Table) -> str:
     """The operator class as people call it."""
-    return type(table).__name__.lower()
+    return "attention" if isinstance(table, LatentAttention) else type(table).__name__.lower()
 
 
 def cause(table: Table, bound: Bound) -> str:

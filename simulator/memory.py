@@ -122,12 +122,19 @@ ACTIVATION_SPREAD = (0.9, 1.0, 1.25)  # logged peaks over computed ones: 0.95 to
 
 
 def stage_weight_bytes(scenario: Scenario) -> Array:
-    """Bytes of weights on one device of each stage, (stages,). Tied embeddings count on both end stages."""
-    model, tp = scenario.model, scenario.sharding.tp
+    """Bytes of weights on one device of each stage, (stages,). Tied embeddings count on both end stages.
+
+    Of a `kv_b` stored narrow, engines keep a copy in the activations' format beside it, which decoding multiplies.
+    """
+    model, sharding = scenario.model, scenario.sharding
     stored, stages = scenario.numerics.weights, stage_layers(model, scenario.sharding)
     result = np.zeros(len(stages))
     for tensor in model.tensors:
-        per_device = model.layer_bytes(tensor, stored) * share_per_rank(tensor, model, tp)
+        layer_bytes = model.layer_bytes(tensor, stored)
+        copy_bytes = tensor.rows * tensor.cols * scenario.numerics.activations.bytes
+        if tensor.role is Role.KV_B and copy_bytes > layer_bytes:
+            layer_bytes += copy_bytes
+        per_device = layer_bytes * share_per_rank(tensor, model, sharding)
         if tensor.block is not None:
             result += [layers[tensor.block] * per_device for layers in stages]
         elif tensor.role is Role.EMBED:
@@ -141,11 +148,11 @@ def stage_weight_bytes(scenario: Scenario) -> Array:
 
 
 def _kv_bytes_per_token(scenario: Scenario, windowed: bool) -> list[float]:
-    """2 x KV heads of a device x head_dim x bytes, summed over a stage's layers with or without a window."""
+    """Elements cached for a token on a device x bytes, summed over a stage's layers with or without a window."""
     model, width, tp = scenario.model, scenario.numerics.kv.bytes, scenario.sharding.tp
     return [
         sum(
-            count * 2 * math.ceil(b.attention.kv_heads / tp) * b.attention.head_dim * width
+            count * b.attention.cached_elements(tp) * width
             for b, count in zip(model.blocks, layers, strict=True)
             if (b.attention.window is not None) is windowed
         )

@@ -18,17 +18,22 @@ from ..dtypes import DType
 from ..errors import InputError
 from ..hwspecs.device import Fleet
 from .workload.formats import WeightFormat
-from .workload.model import Model
+from .workload.model import Experts, Model
 from .workload.routing import Routing
 
 Number = int | npt.NDArray[np.float64]
 
 
 class Sharding(NamedTuple):
-    """How a model is cut over devices: tensor parallel within a stage, pipeline stages one after another."""
+    """How a model is cut over devices: tensor parallel within a stage, pipeline stages one after another.
+
+    With expert parallelism the ranks of a tensor-parallel group hold whole experts in `ep` groups; within a group
+    each expert is cut `tp / ep` ways.
+    """
 
     tp: int = 1
     pp: int = 1
+    ep: int = 1
 
     @property
     def devices(self) -> int:
@@ -36,7 +41,12 @@ class Sharding(NamedTuple):
         return self.tp * self.pp
 
     def __str__(self) -> str:
-        return f"tp{self.tp}" + (f" pp{self.pp}" if self.pp > 1 else "")
+        return f"tp{self.tp}" + (f" pp{self.pp}" if self.pp > 1 else "") + (f" ep{self.ep}" if self.ep > 1 else "")
+
+    @property
+    def expert_cut(self) -> int:
+        """Over how many ranks one expert is cut."""
+        return self.tp // self.ep
 
 
 class Numerics(NamedTuple):
@@ -136,6 +146,23 @@ class Scenario:
                 value=self.fleet.label,
                 remedy="ask for a smaller --tp or --pp",
             )
+        if self.sharding.ep != 1:
+            self._refuse_uneven_experts()
+
+    def _refuse_uneven_experts(self) -> None:
+        """Expert parallelism deals whole experts out evenly and cuts each evenly within its group."""
+        tp, ep = self.sharding.tp, self.sharding.ep
+        ffns = [b.ffn for b in self.model.blocks if isinstance(b.ffn, Experts)]
+        if not ffns:
+            raise InputError(f"{self.model.name} has no experts", key="ep", value=ep, remedy="leave it at 1")
+        if ep < 1 or tp % ep:
+            raise InputError(f"does not divide a tensor-parallel degree of {tp}", key="ep", value=ep)
+        for ffn in ffns:
+            if ffn.experts % ep:
+                raise InputError(f"does not divide {ffn.experts} experts", key="ep", value=ep)
+            if ffn.intermediate % (tp // ep):
+                problem = f"leaves {tp // ep} ranks to cut an expert's width of {ffn.intermediate}, which is not even"
+                raise InputError(problem, key="ep", value=ep)
 
     def but(self, **changes: object) -> Scenario:
         """The same question with some fields changed."""

@@ -256,6 +256,9 @@ def test_lists_honour_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert verdicts("--memory-utilization", "0.5") != verdicts()
     assert verdicts("--weights", "int4") != verdicts()
+    pinned = json.loads(run(capsys, "fits", "--gpu", "rtx-4090", "--weights", "int4", "--json")[1])
+    assert {r["weights"] for r in pinned["answer"]["rows"] if r["model"] == "deepseek-v3"} == {"fp8-block"}
+    assert any("in their own format: deepseek-v3" in w for w in pinned["warnings"])
     _, out, _ = run(capsys, "fits", "--gpu", "8xh200", "--tp", "8", "--json")
     rows = {r["model"]: r for r in json.loads(out)["answer"]["rows"]}
     assert rows["qwen2.5-7b"]["note"] == "layout", "28 heads do not divide by 8; the others still answer"

@@ -169,6 +169,15 @@ def test_every_key_of_every_config_with_every_junk() -> None:
             quantised = copy.deepcopy(configs()[0] | QUANTISED)
             quantised["quantization_config"][key] = junk
             judge(lambda q=quantised: parse(q), {key: junk})
+        for method in ("fp8", "modelopt", "compressed-tensors"):
+            for key in ("weight_block_size", "quant_algo", "config_groups", "ignore"):
+                quantised = configs()[0] | {"quantization_config": {"quant_method": method, key: junk}}
+                judge(lambda q=quantised: parse(q), {method: {key: junk}})
+        for key in ("type", "num_bits", "group_size", "symmetric"):
+            weights = {"type": "int", "num_bits": 4, "group_size": 32, "symmetric": True, key: junk}
+            groups = {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": weights}}}
+            judge(lambda q=groups: parse(configs()[0] | {"quantization_config": q}), {key: junk})
+        judge(lambda j=junk: parse({"model_type": "other", "text_config": j}), {"text_config": junk})
     judge.close(10_000)
 
 

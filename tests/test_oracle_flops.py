@@ -16,7 +16,7 @@ from transformers.masking_utils import sliding_window_causal_mask_function
 
 from roofplan.dtypes import DType
 from roofplan.hwspecs.load import load_fleet
-from roofplan.simulator.costs import attention, convolution, experts, gemm
+from roofplan.simulator.costs import attention, convolution, experts, gemm, latent_attention
 from roofplan.simulator.lowering.attention import NO_WINDOW
 from roofplan.simulator.lowering.decoder import lower
 from roofplan.simulator.operators import (
@@ -26,6 +26,7 @@ from roofplan.simulator.operators import (
     Gemm,
     Kernel,
     KernelName,
+    LatentAttention,
     Operators,
     Table,
     one_row,
@@ -33,7 +34,7 @@ from roofplan.simulator.operators import (
 from roofplan.simulator.scenario import Engine, Numerics, Phase, Routing, Scenario, Step
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import FORMATS
-from roofplan.simulator.workload.hf import parse_config
+from roofplan.simulator.workload.hf import ALIASES, parse_config
 
 Config = dict[str, Any]
 
@@ -48,6 +49,20 @@ SMALL: Config = {
 }
 MIXTRAL: Config = {"num_local_experts": 5, "num_experts_per_tok": 3}
 QWEN_MOE: Config = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+DEEPSEEK: Config = {
+    "num_key_value_heads": 8,
+    "n_routed_experts": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,  # = head_dim above, by which transformers sizes its rotary tables
+    "v_head_dim": 10,
+    "first_k_dense_replace": 1,
+}
 SMALL_CONFIGS: tuple[Config, ...] = tuple(
     {**SMALL, **changes}
     for changes in (
@@ -65,6 +80,10 @@ SMALL_CONFIGS: tuple[Config, ...] = tuple(
         {"model_type": "qwen3_moe", **QWEN_MOE},
         {"model_type": "qwen3_moe", **QWEN_MOE, "mlp_only_layers": [1], "tie_word_embeddings": True},
         {"model_type": "qwen3_moe", **QWEN_MOE, "decoder_sparse_step": 2, "num_hidden_layers": 5},
+        {"model_type": "deepseek_v3", **DEEPSEEK},
+        {"model_type": "deepseek_v3", **DEEPSEEK, "q_lora_rank": None, "n_shared_experts": 2},
+        {"model_type": "gpt_oss", **MIXTRAL},
+        {"model_type": "minimax_m2", **MIXTRAL},
     )
 )
 
@@ -102,7 +121,8 @@ def our_flops(config: Config, sequences: int, new_tokens: int) -> Flops:
     causal = float(attention.causal_factor(np.asarray(float(new_tokens)), np.asarray(float(new_tokens))))
     assert all(np.all(t.window == NO_WINDOW) for t in tables if isinstance(t, Attention))
     linear = total(tables, Gemm, gemm.flops) + total(tables, Experts, experts.flops)
-    return Flops(linear, total(tables, Attention, attention.flops) / causal)
+    scored = total(tables, Attention, attention.flops) + total(tables, LatentAttention, latent_attention.flops)
+    return Flops(linear, scored / causal)
 
 
 def torch_flops(
@@ -114,7 +134,10 @@ def torch_flops(
     assignment with a copy of that expert's weights: absurd to run, but exactly the active FLOPs, and free on the meta
     device (the counter has no formula for `grouped_mm`, and the eager loop cannot route without values).
     """
-    settings = CONFIG_MAPPING[config["model_type"]](**{k: v for k, v in config.items() if k != "model_type"})
+    family = ALIASES.get(config["model_type"], config["model_type"])
+    settings = CONFIG_MAPPING[family](
+        **{k: v for k, v in config.items() if k not in ("model_type", "quantization_config")}
+    )
     options = {"experts_implementation": moe} if "num_experts_per_tok" in config else {}
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(settings, attn_implementation="eager", **options).eval()
@@ -140,7 +163,7 @@ def torch_flops(
 
 
 def name_of(config: Config) -> str:
-    base = {**SMALL, **MIXTRAL, **QWEN_MOE}
+    base = {**SMALL, **MIXTRAL, **QWEN_MOE, **DEEPSEEK}
     return "-".join(
         [config["model_type"], *(f"{k}={v}" for k, v in config.items() if k != "model_type" and base.get(k) != v)]
     )
@@ -156,7 +179,8 @@ def test_small_flops(config: Config, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_bundled_flops(name: str) -> None:
-    assert our_flops(bundled(name), 1, 128) == torch_flops(bundled(name), 1, 128)
+    config = {**bundled(name), "sliding_window": None}
+    assert our_flops(config, 1, 128) == torch_flops(config, 1, 128)
 
 
 @pytest.mark.parametrize("config", [c for c in SMALL_CONFIGS if "num_experts_per_tok" in c], ids=name_of)

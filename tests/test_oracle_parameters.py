@@ -11,7 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from roofplan.simulator.workload import zoo
-from roofplan.simulator.workload.hf import FAMILIES, parse_config
+from roofplan.simulator.workload.hf import ALIASES, FAMILIES, parse_config
 from roofplan.simulator.workload.model import Model
 
 Config = dict[str, Any]
@@ -29,6 +29,19 @@ QWEN = ("qwen2", "qwen3", "qwen3_moe")
 EXPERT_KEYS = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40},
+    "deepseek_v3": {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 20,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 6,
+        "v_head_dim": 10,
+        "first_k_dense_replace": 1,
+    },
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
 ABSENT = "absent"  # the key is left out, so that the default of the class counts
 
@@ -60,6 +73,9 @@ NULLS_OF = {  # the other classes refuse null for these keys
     "qwen2": NULLS[:1],
     "qwen3": NULLS[:1],
     "qwen3_moe": (),
+    "deepseek_v3": NULLS[:1],
+    "gpt_oss": (),
+    "minimax_m2": (),
 }
 GATED_WINDOWS: tuple[Config, ...] = (
     {"use_sliding_window": True},
@@ -87,6 +103,26 @@ SPARSE: dict[str, tuple[Config, ...]] = {
         {"mlp_only_layers": [0, 1, 2, 3]},
         {"mlp_only_layers": None},
         {"mlp_only_layers": [1], "decoder_sparse_step": 2, "num_hidden_layers": 6},
+    ),
+    "deepseek_v3": (
+        {"q_lora_rank": None},
+        {"q_lora_rank": None, "attention_bias": True},
+        dict.fromkeys(EXPERT_KEYS["deepseek_v3"], ABSENT) | {"num_hidden_layers": 5},
+        {"first_k_dense_replace": 0},
+        {"first_k_dense_replace": 9},
+        {"n_shared_experts": 3},
+        {"num_nextn_predict_layers": 3},
+        {"v_head_dim": 31, "kv_lora_rank": 7},
+    ),
+    "gpt_oss": (
+        {"attention_bias": False},
+        {"num_local_experts": ABSENT, "num_experts_per_tok": ABSENT, "head_dim": ABSENT},
+        {"num_hidden_layers": 5, "sliding_window": 7},
+        {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]},
+    ),
+    "minimax_m2": (
+        {"num_local_experts": ABSENT, "num_experts_per_tok": ABSENT, "head_dim": ABSENT},
+        {"rotary_dim": 4},
     ),
 }
 
@@ -121,8 +157,9 @@ def bundled(name: str) -> Config:
 
 
 def class_config(config: Config) -> PreTrainedConfig:
-    """What `transformers` makes of a config.json."""
-    return CONFIG_MAPPING[config["model_type"]](**{k: v for k, v in config.items() if k != "model_type"})
+    """What `transformers` makes of a config.json; how a checkpoint is quantised changes no count."""
+    family = ALIASES.get(config["model_type"], config["model_type"])
+    return CONFIG_MAPPING[family](**{k: v for k, v in config.items() if k not in ("model_type", "quantization_config")})
 
 
 def parameters(config: Config) -> int:
@@ -134,8 +171,11 @@ def parameters(config: Config) -> int:
 
 
 def windows(config: PreTrainedConfig) -> list[int | None]:
-    """The sliding window of each layer as the model classes apply it: by `layer_types` where there are any."""
-    window = getattr(config, "sliding_window", None)
+    """The sliding window of each layer as the model classes apply it: by `layer_types` where there are any.
+
+    DeepSeek and MiniMax know no window (their masks are plain causal ones).
+    """
+    window = None if config.model_type in ("deepseek_v3", "minimax_m2") else getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [window if kind == "sliding_attention" else None for kind in types]
 
@@ -146,7 +186,7 @@ def our_windows(model: Model) -> list[int | None]:
 
 
 def test_every_family_is_bundled() -> None:
-    assert {bundled(name)["model_type"] for name in zoo.names()} == set(FAMILIES)
+    assert {bundled(name)["model_type"] for name in zoo.names()} == set(FAMILIES) | set(ALIASES)
 
 
 @pytest.mark.parametrize("name", zoo.names())
@@ -192,7 +232,8 @@ def test_stated_defaults_are_those_of_the_class(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flags_the_reader_assumes_are_off_in_the_class(family: str) -> None:
     signature = inspect.signature(CONFIG_MAPPING[family]).parameters
-    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
+    for key in ("tie_word_embeddings", "mlp_bias", "use_sliding_window"):
         assert key not in signature or signature[key].default is False, key
+    assert "attention_bias" not in signature or signature["attention_bias"].default is FAMILIES[family].qkv_bias
     assert (FAMILIES[family].qkv_bias_key is not None) == ("attention_bias" in signature)
     assert ("mlp_bias" in signature) == (family == "llama")

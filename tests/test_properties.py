@@ -27,7 +27,7 @@ from roofplan.simulator.scenario import Engine, Numerics, Phase, Routing, Scenar
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import FORMATS
 from roofplan.simulator.workload.hf import parse_config
-from roofplan.simulator.workload.model import Experts, Model, Role
+from roofplan.simulator.workload.model import Attention, Experts, LatentAttention, Model, Role
 from roofplan.simulator.workload.routing import touched_experts
 
 RUN = settings(deadline=None, derandomize=True, database=None, max_examples=60)
@@ -50,7 +50,8 @@ def scenario(model: Model, on: str = "8xh200", **changes: object) -> Scenario:
 @st.composite
 def small_models(draw) -> Model:
     """A random config.json of a known family, small enough to price thousands of."""
-    family = draw(st.sampled_from(["llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"]))
+    older = ["llama", "mistral", "mixtral", "qwen2", "qwen3"]
+    family = draw(st.sampled_from([*older, "qwen3_moe", "deepseek_v3", "gpt_oss", "minimax_m2"]))
     kv, group = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     head_dim = draw(st.sampled_from([8, 32, 128]))
     config = {
@@ -68,12 +69,17 @@ def small_models(draw) -> Model:
     }
     if family.startswith("qwen"):
         config |= {"use_sliding_window": draw(st.booleans()), "max_window_layers": draw(st.integers(0, 9))}
-    if family in ("mixtral", "qwen3_moe"):
+    if family in ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "minimax_m2"):
         experts = draw(st.integers(1, 32))
-        config |= {"num_experts": experts, "num_local_experts": experts, "moe_intermediate_size": 64}
+        keys = ("num_experts", "num_local_experts", "n_routed_experts")
+        config |= {**dict.fromkeys(keys, experts), "moe_intermediate_size": 64}
         config["num_experts_per_tok"] = draw(st.integers(1, experts))
     if family == "qwen3_moe":
         config |= {"decoder_sparse_step": draw(st.integers(1, 3)), "mlp_only_layers": draw(st.sampled_from([[], [0]]))}
+    if family == "deepseek_v3":
+        config |= {"q_lora_rank": draw(st.sampled_from([None, 48])), "kv_lora_rank": 32, "first_k_dense_replace": 1}
+        config |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": draw(st.sampled_from([16, 24]))}
+        config |= {"n_shared_experts": draw(st.integers(0, 2))}
     return parse_config(config, name="random", file="random")
 
 
@@ -111,6 +117,13 @@ def test_work_of_stages_and_rows_adds_up_to_the_unsharded_pass(model, sharding, 
         assert shared == pytest.approx(whole, rel=1e-12)
 
 
+def flops_of_a_key(attention: Attention | LatentAttention) -> int:
+    """What a decoded token spends on one key: 2 FLOPs for each element of the key and of the value, for each head."""
+    if isinstance(attention, LatentAttention):
+        return 2 * attention.heads * (attention.latent + attention.rope + attention.latent)
+    return 4 * attention.heads * attention.head_dim
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_decode_flops_are_two_per_active_weight_and_attention(name: str) -> None:
     """The trap of total parameters for active experts: compute follows `top_k`, not the experts in memory."""
@@ -121,10 +134,9 @@ def test_decode_flops_are_two_per_active_weight_and_attention(name: str) -> None
     active = sum(
         t.rows * t.cols * (getattr(model.blocks[t.block].ffn, "top_k", 1) if t.copies > 1 else 1) * model.instances(t)
         for t in weights
-        if "norm" not in t.role
+        if "norm" not in t.role and t.role is not Role.SINKS
     )
-    heads = [(model.blocks[i].attention.heads, model.blocks[i].attention.head_dim) for i in model.pattern]
-    attention = sum(4 * 100 * count * head_dim for count, head_dim in heads)
+    attention = sum(100 * flops_of_a_key(model.blocks[i].attention) for i in model.pattern)
     assert flops == pytest.approx(2 * active + attention, rel=1e-12)
     if any(isinstance(b.ffn, Experts) for b in model.blocks):
         assert flops < 0.7 * 2 * model.parameters

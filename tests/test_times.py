@@ -52,8 +52,8 @@ def test_a_pipeline_makes_no_estimate_more_certain(pp: int) -> None:
 
 
 @pytest.mark.parametrize("gpu", ["rtx-4090", "a100-80gb", "h100-sxm", "h200"])
-@pytest.mark.parametrize("weights", ["bf16", "fp8", "int8", "int4"])
-@pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3-30b-a3b"])
+@pytest.mark.parametrize("weights", ["bf16", "fp8", "fp8-block", "int8", "int4", "mxfp4"])
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3-30b-a3b", "deepseek-v3"])
 def test_no_operator_beats_the_datasheet(gpu: str, weights: str, model: str) -> None:
     asked = scenario(zoo.bundled(model), gpu=gpu)
     asked = asked.but(numerics=asked.numerics._replace(weights=FORMATS[weights]), context=8192, prompt=8192)

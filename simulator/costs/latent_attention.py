@@ -1,6 +1,6 @@
 """Multi-head latent attention: keys and values are one latent a token, which all heads share.
 
-DeepSeek-V2 (arXiv 2405.04434). Prefill expands the latent (a GEMM of its own) and is flash attention with heads of
+DeepSeek-V2 (arXiv 2405.04434, section 2.1). Prefill expands the latent (a GEMM of its own) and is flash attention with heads of
 `nope + rope` keys and `value` values. Decode folds the expansion into the queries, so that each head multiplies the
 latent itself: 2 (2 latent + rope) FLOPs a pair, the latent read once for all heads.
 
@@ -41,30 +41,28 @@ def expanded(table: LatentAttention) -> Attention:
     )
 
 
-def is_prefill(table: LatentAttention) -> bool:
-    """Whether the table's kernel expands the latent."""
-    return table.kernel.name is KernelName.MLA_PREFILL
+def widths(table: LatentAttention) -> tuple[Array, Array]:
+    """Elements of a head's query and key, and of its value and output: expanded in prefill, latent in decode."""
+    if table.kernel.name is KernelName.MLA_DECODE:
+        return table.latent + table.rope, table.latent
+    return table.nope + table.rope, table.value
 
 
 def flops(table: LatentAttention) -> Array:
-    """2 (d_qk + d_v) a kept pair and head; decode multiplies in the latent's width."""
-    pairs = attention.pairs(expanded(table))
-    narrow = table.nope + table.rope + table.value
-    wide = 2.0 * table.latent + table.rope
-    width = narrow if is_prefill(table) else wide
-    return np.asarray(2.0 * width * table.heads * table.sequences * pairs)
+    """2 FLOPs for each element of a key and of a value, for each kept pair and head."""
+    key, value = widths(table)
+    return np.asarray(2.0 * (key + value) * table.heads * table.sequences * attention.pairs(expanded(table)))
 
 
 def traffic_bytes(table: LatentAttention) -> Array:
-    """Prefill: queries, keys, values and outputs of every head. Decode: the latent once, queries and outputs."""
-    rows = table.sequences * table.new_tokens * table.heads
-    if is_prefill(table):
-        keys = table.sequences * table.kv_tokens * table.heads * (table.nope + table.rope + table.value)
-        moved = (rows * (table.nope + table.rope + table.value) + keys) * table.activation_bytes
+    """Queries in and outputs out for each head; expanded keys and values of each head, or the cached latent once."""
+    key, value = widths(table)
+    query_output = table.new_tokens * table.heads * (key + value) * table.activation_bytes
+    if table.kernel.name is KernelName.MLA_DECODE:
+        keys_values = table.kv_tokens * key * table.kv_bytes
     else:
-        cached = table.sequences * table.kv_tokens * (table.latent + table.rope) * table.kv_bytes
-        moved = cached + rows * (2.0 * table.latent + table.rope) * table.activation_bytes
-    return np.asarray(np.where(table.new_tokens > 0, moved, 0.0))
+        keys_values = table.kv_tokens * table.heads * (key + value) * table.activation_bytes
+    return np.asarray(np.where(table.new_tokens > 0, table.sequences * (query_output + keys_values), 0.0))
 
 
 def prefill(table: LatentAttention, d: Denominators, p: FlashPrefill, cache: Cache) -> Terms:

@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 
-from ..operators import NO_WINDOW, Attention, Collective, Column, Kernel, KernelName, Table, one_row
+from ..operators import NO_WINDOW, Attention, Collective, Kernel, KernelName, Table, one_row
 from ..scenario import Phase
 from ..workload import model as workload
 from ..workload.model import Role
-from .linear import elementwise_row, find, gemm_row
+from .latent import latent_nodes, latent_operators
+from .linear import all_reduce, elementwise_row, find, gemm_row
 from .program import Node, Shard
 
 
@@ -18,6 +19,8 @@ def attention_operators(shard: Shard, index: int) -> list[Table]:
     """Operators of the attention of the layers of block `index`."""
     scenario, step = shard.scenario, shard.step
     model, block = scenario.model, scenario.model.blocks[index]
+    if isinstance(block.attention, workload.LatentAttention):
+        return latent_operators(shard, index, block.attention)
     a, count, layer, width = block.attention, shard.layer_count(index), block.name, shard.activation.bytes
     heads, kv_heads = heads_per_rank(a, shard.tp)
     stored, tokens = scenario.numerics.weights, shard.tokens
@@ -29,6 +32,7 @@ def attention_operators(shard: Shard, index: int) -> list[Table]:
     return [
         elementwise_row(shard, "attention norm", layer, count, 2 * hidden_bytes, 2 * hidden_bytes),
         gemm_row(shard, "qkv", layer, count, find(model, index, Role.Q, Role.K, Role.V), tokens, stored),
+        *_whole_norm_all_reduce(shard, index, a),
         elementwise_row(shard, "rope, KV append", layer, count, rotated, rotated + cached, launches),
         one_row(
             Attention,
@@ -51,10 +55,24 @@ def attention_operators(shard: Shard, index: int) -> list[Table]:
     ]
 
 
+def _whole_norm_all_reduce(shard: Shard, index: int, a: workload.Attention) -> list[Collective]:
+    """A norm over all heads needs the mean squares of q and k of all ranks: two fp32 numbers a token.
+
+    vLLM's `MiniMaxText01RMSNormTP` sends them as one message.
+    """
+    if not a.whole_norm or shard.tp == 1:
+        return []
+    layer, kernel = shard.scenario.model.blocks[index].name, Kernel(KernelName.ALL_REDUCE, shard.activation)
+    count, message = shard.layer_count(index), shard.tokens * 2 * 4.0
+    return [one_row(Collective, "qk norm all-reduce", layer, count, kernel, message_bytes=message, ranks=shard.tp)]
+
+
 def attention_nodes(shard: Shard, index: int) -> list[Node]:
     """Dataflow of the attention of one layer: reads `hidden`, writes `between`."""
     model = shard.scenario.model
     a = model.blocks[index].attention
+    if isinstance(a, workload.LatentAttention):
+        return latent_nodes(shard, index, a)
     heads, kv_heads = heads_per_rank(a, shard.tp)
     q, kv = heads * a.head_dim, kv_heads * a.head_dim
     return [
@@ -71,12 +89,3 @@ def attention_nodes(shard: Shard, index: int) -> list[Node]:
 def heads_per_rank(attention: workload.Attention, tp: int) -> tuple[int, int]:
     """Query and KV heads of one rank; fewer KV heads than ranks are replicated."""
     return math.ceil(attention.heads / tp), math.ceil(attention.kv_heads / tp)
-
-
-def all_reduce(shard: Shard, label: str, layer: str, count: Column) -> list[Collective]:
-    """The all-reduce that follows a row-parallel product; none without tensor parallelism."""
-    if shard.tp == 1:
-        return []
-    message = shard.tokens * shard.scenario.model.hidden * shard.activation.bytes
-    kernel = Kernel(KernelName.ALL_REDUCE, shard.activation)
-    return [one_row(Collective, label, layer, count, kernel, message_bytes=message, ranks=shard.tp)]

@@ -7,11 +7,11 @@ import math
 import numpy as np
 
 from ..operators import Experts, Kernel, KernelName, Table, one_row
+from ..scenario import Sharding
 from ..workload import model as workload
 from ..workload.model import Role
 from ..workload.routing import Routing
-from .attention import all_reduce
-from .linear import elementwise_row, find, gemm_row, linear_kernel, share_per_rank
+from .linear import all_reduce, elementwise_row, find, gemm_row, linear_kernel, share_per_rank
 from .program import Node, Shard
 
 
@@ -28,25 +28,32 @@ def feedforward_operators(shard: Shard, index: int) -> list[Table]:
 
 
 def _mlp(shard: Shard, index: int, ffn: workload.Mlp) -> list[Table]:
+    return _gated(shard, index, "", ffn.intermediate, (Role.GATE, Role.UP, Role.DOWN))
+
+
+def _gated(shard: Shard, index: int, prefix: str, intermediate: int, roles: tuple[Role, Role, Role]) -> list[Table]:
+    """A gated feed-forward that every token passes: gate and up as one product, SwiGLU, down."""
     model, stored = shard.scenario.model, shard.scenario.numerics.weights
     count, layer, tokens = shard.layer_count(index), model.blocks[index].name, shard.tokens
-    gated = tokens * width_per_rank(ffn, shard.tp) * shard.activation.bytes
+    gated = tokens * math.ceil(intermediate / shard.tp) * shard.activation.bytes
+    gate, up, down = roles
     return [
-        gemm_row(shard, "gate-up", layer, count, find(model, index, Role.GATE, Role.UP), tokens, stored),
-        elementwise_row(shard, "swiglu", layer, count, 2 * gated, gated),
-        gemm_row(shard, "down", layer, count, find(model, index, Role.DOWN), tokens, stored),
+        gemm_row(shard, f"{prefix}gate-up", layer, count, find(model, index, gate, up), tokens, stored),
+        elementwise_row(shard, f"{prefix}swiglu", layer, count, 2 * gated, gated),
+        gemm_row(shard, f"{prefix}down", layer, count, find(model, index, down), tokens, stored),
     ]
 
 
 def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
-    scenario, model = shard.scenario, shard.scenario.model
+    """Router, the experts as one kernel, and the shared experts that every token passes, merged into one.
+
+    `expert_bytes` are those of one expert on one rank. Shared experts are cut over all ranks whatever `ep` is.
+    """
+    scenario, model, sharding = shard.scenario, shard.scenario.model, shard.scenario.sharding
     stored, engine, tokens = scenario.numerics.weights, scenario.engine, shard.tokens
     count, layer = shard.layer_count(index), model.blocks[index].name
     matrices = find(model, index, Role.GATE, Role.UP, Role.DOWN)
-    per_expert = sum(model.layer_bytes(t, stored) * share_per_rank(t, model, shard.tp) for t in matrices) / ffn.experts
-    linear = linear_kernel(stored, scenario.fleet.device, shard.activation)
-    weight_only = linear.name is KernelName.GEMM_WEIGHT_ONLY
-    kernel = Kernel(KernelName.EXPERTS_WEIGHT_ONLY if weight_only else KernelName.EXPERTS, linear.dtype)
+    held_bytes = sum(model.layer_bytes(t, stored) * share_per_rank(t, model, sharding) for t in matrices)
     return [
         gemm_row(shard, "router", layer, count, find(model, index, Role.ROUTER), tokens, model.unquantised),
         one_row(
@@ -54,23 +61,45 @@ def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
             "experts",
             layer,
             count,
-            kernel,
+            experts_kernel(linear_kernel(stored, scenario.fleet.device, shard.activation)),
             tokens=tokens,
             hidden=model.hidden,
-            intermediate=width_per_rank(ffn, shard.tp),
+            intermediate=width_per_rank(ffn, sharding),
             top_k=ffn.top_k,
             experts=ffn.experts,
-            ranks=1,
+            ranks=sharding.ep,
             routing_alpha=engine.routing_alpha if engine.routing is Routing.POWER_LAW else 0.0,
-            expert_bytes=per_expert,
+            expert_bytes=held_bytes / (ffn.experts / sharding.ep),
             activation_bytes=shard.activation.bytes,
         ),
+        *(_shared(shard, index, ffn) if ffn.shared else []),
     ]
 
 
-def width_per_rank(ffn: workload.Mlp | workload.Experts, tp: int) -> int:
-    """Intermediate width of one rank."""
-    return math.ceil(ffn.intermediate / tp)
+def _shared(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
+    layer, count = shard.scenario.model.blocks[index].name, shard.layer_count(index)
+    product_bytes = shard.tokens * shard.scenario.model.hidden * shard.activation.bytes
+    return [
+        *_gated(shard, index, "shared ", ffn.shared, (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN)),
+        elementwise_row(shard, "shared add", layer, count, 2 * product_bytes, product_bytes),
+    ]
+
+
+EXPERTS_LIKE = {
+    KernelName.GEMM: KernelName.EXPERTS,
+    KernelName.GEMM_BLOCK_SCALED: KernelName.EXPERTS_BLOCK_SCALED,
+    KernelName.GEMM_WEIGHT_ONLY: KernelName.EXPERTS_WEIGHT_ONLY,
+}
+
+
+def experts_kernel(linear: Kernel) -> Kernel:
+    """The fused experts kernel of the same arithmetic as a linear layer's."""
+    return Kernel(EXPERTS_LIKE[linear.name], linear.dtype)
+
+
+def width_per_rank(ffn: workload.Mlp | workload.Experts, sharding: Sharding) -> int:
+    """Intermediate width of one rank: of an MLP cut over all of them, of an expert over its group."""
+    return math.ceil(ffn.intermediate / (sharding.expert_cut if isinstance(ffn, workload.Experts) else sharding.tp))
 
 
 def feedforward_nodes(shard: Shard, index: int) -> list[Node]:
@@ -81,7 +110,7 @@ def feedforward_nodes(shard: Shard, index: int) -> list[Node]:
     """
     model = shard.scenario.model
     ffn = model.blocks[index].ffn
-    width = width_per_rank(ffn, shard.tp)
+    width = width_per_rank(ffn, shard.scenario.sharding)
     inner = _expert_nodes(shard, ffn, width) if isinstance(ffn, workload.Experts) else _mlp_nodes(shard, width)
     return [
         Node("norm", ("between",), (shard.activation_of("ffn input", model.hidden),)),
@@ -91,17 +120,21 @@ def feedforward_nodes(shard: Shard, index: int) -> list[Node]:
     ]
 
 
-def _mlp_nodes(shard: Shard, width: int) -> list[Node]:
+def _mlp_nodes(shard: Shard, width: int, product: str = "product") -> list[Node]:
     return [
         Node("gate-up", ("ffn input",), (shard.activation_of("gate and up", 2 * width),)),
         Node("swiglu", ("gate and up",), (shard.activation_of("gated", width),)),
-        Node("down", ("gated",), (shard.activation_of("product", shard.scenario.model.hidden),)),
+        Node("down", ("gated",), (shard.activation_of(product, shard.scenario.model.hidden),)),
     ]
 
 
 def _expert_nodes(shard: Shard, ffn: workload.Experts, width: int) -> list[Node]:
+    """Routed experts as one kernel, with room for every assignment on every rank, as vLLM has with `ep` too.
+
+    Shared experts run first, as in vLLM; their product waits for that of the routed ones and is added in place.
+    """
     hidden, assigned = shard.scenario.model.hidden, np.asarray(shard.tokens * ffn.top_k)
-    return [
+    routed = [
         Node("router", ("ffn input",), (shard.activation_of("routing", ffn.experts, size=4.0),)),
         Node("gather", ("ffn input", "routing"), (shard.activation_of("gathered", hidden, assigned),)),
         Node("gate-up", ("gathered",), (shard.activation_of("gate and up", 2 * width, assigned),)),
@@ -109,3 +142,7 @@ def _expert_nodes(shard: Shard, ffn: workload.Experts, width: int) -> list[Node]
         Node("down", ("gated",), (shard.activation_of("expert output", hidden, assigned),)),
         Node("combine", ("expert output", "routing", "gathered"), (shard.activation_of("product", hidden),)),
     ]
+    if not ffn.shared:
+        return routed
+    shared = _mlp_nodes(shard, math.ceil(ffn.shared / shard.tp), "shared product")
+    return [*shared, *routed, Node("shared add", ("product", "shared product"))]

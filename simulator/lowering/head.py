@@ -8,8 +8,7 @@ import numpy as np
 
 from ..operators import Collective, Kernel, KernelName, Table, one_row
 from ..workload.model import Role
-from .attention import all_reduce
-from .linear import elementwise_row, find, gemm_row
+from .linear import all_reduce, elementwise_row, find, gemm_row
 from .program import Node, Shard
 
 OUTER = "model"

@@ -10,19 +10,22 @@ import numpy as np
 from ...dtypes import DType
 from ...hwspecs.device import Device
 from ..estimate import Array
-from ..operators import Column, Elementwise, Gemm, Kernel, KernelName, one_row
+from ..operators import Collective, Column, Elementwise, Gemm, Kernel, KernelName, one_row
+from ..scenario import Sharding
 from ..workload.formats import WeightFormat
-from ..workload.model import Model, Role, Split, Tensor
+from ..workload.model import Attention, Model, Role, Split, Tensor
 from .program import Shard
 
 STORAGE_DTYPE = {4: DType.INT4, 8: DType.INT8}
+NARROW_INPUT = (DType.FP8, DType.INT8, DType.FP4)
 
 
 def rows_per_rank(tensor: Tensor, model: Model, tp: int) -> int:
     """Output rows of the tensor on one rank. KV heads below tp are replicated, the vocabulary is rounded up."""
     if tensor.split is Split.KV and tensor.block is not None:
         attention = model.blocks[tensor.block].attention
-        return math.ceil(attention.kv_heads / tp) * attention.head_dim
+        if isinstance(attention, Attention):
+            return math.ceil(attention.kv_heads / tp) * attention.head_dim
     if tensor.split in (Split.COLUMN, Split.VOCAB):
         return math.ceil(tensor.rows / tp)
     return tensor.rows
@@ -33,17 +36,23 @@ def cols_per_rank(tensor: Tensor, tp: int) -> int:
     return math.ceil(tensor.cols / tp) if tensor.split is Split.ROW else tensor.cols
 
 
-def share_per_rank(tensor: Tensor, model: Model, tp: int) -> float:
-    """Share of the tensor's matrix one rank holds."""
-    return rows_per_rank(tensor, model, tp) * cols_per_rank(tensor, tp) / (tensor.rows * tensor.cols)
+def share_per_rank(tensor: Tensor, model: Model, sharding: Sharding) -> float:
+    """Share of the tensor's matrices one rank holds: of routed experts every `ep`-th, each cut over its group."""
+    cut, copies = (sharding.expert_cut, 1 / sharding.ep) if tensor.routed else (sharding.tp, 1.0)
+    return copies * rows_per_rank(tensor, model, cut) * cols_per_rank(tensor, cut) / (tensor.rows * tensor.cols)
 
 
 def linear_kernel(stored: WeightFormat, device: Device, activation: DType) -> Kernel:
-    """The kernel a linear layer runs: matrix units of the stored format where the device has them, else weight-only."""
+    """The kernel a linear layer runs: matrix units of the stored format where the device has them, else weight-only.
+
+    Weight-only kernels are named after what they read: 4-bit floats, or whole numbers of 4 or 8 bits.
+    """
     if stored.bits_per_weight >= 16:
         return Kernel(KernelName.GEMM, activation if stored.compute is not DType.FP32 else DType.FP32)
     if not stored.weight_only and device.computes(stored.compute):
-        return Kernel(KernelName.GEMM, stored.compute)
+        return Kernel(KernelName.GEMM_BLOCK_SCALED if stored.block_scaled else KernelName.GEMM, stored.compute)
+    if stored.compute is DType.FP4:
+        return Kernel(KernelName.GEMM_WEIGHT_ONLY, DType.FP4)
     return Kernel(KernelName.GEMM_WEIGHT_ONLY, STORAGE_DTYPE[4 if stored.bits_per_weight < 6 else 8])
 
 
@@ -51,14 +60,13 @@ def gemm_row(
     shard: Shard, label: str, layer: str, count: Column, tensors: Iterable[Tensor], m: Array, stored: WeightFormat
 ) -> Gemm:
     """One merged GEMM of tensors that share their input (q, k, v; gate and up), on one rank."""
-    model, tp = shard.scenario.model, shard.tp
+    model, tp, sharding = shard.scenario.model, shard.tp, shard.scenario.sharding
     group = list(tensors)
     n = sum(rows_per_rank(t, model, tp) for t in group)
-    weight_bytes = sum(model.layer_bytes(t, stored) * share_per_rank(t, model, tp) for t in group)
-    narrowed = bool(model.stored) or all(t.quantised for t in group)
-    dense = stored if narrowed else model.unquantised
-    kernel = linear_kernel(dense, shard.scenario.fleet.device, shard.activation)
-    narrow = kernel.name is KernelName.GEMM and kernel.dtype in (DType.FP8, DType.INT8)
+    weight_bytes = sum(model.layer_bytes(t, stored) * share_per_rank(t, model, sharding) for t in group)
+    format_ = stored if model.stored else model.format_of(group[0], stored)
+    kernel = linear_kernel(format_, shard.scenario.fleet.device, shard.activation)
+    narrow = kernel.name is not KernelName.GEMM_WEIGHT_ONLY and kernel.dtype in NARROW_INPUT
     return one_row(
         Gemm,
         label,
@@ -69,7 +77,7 @@ def gemm_row(
         n=n,
         k=cols_per_rank(group[0], tp),
         weight_bytes=weight_bytes,
-        activation_bytes=1.0 if narrow else shard.activation.bytes,
+        activation_bytes=kernel.dtype.bytes if narrow else shard.activation.bytes,
         output_bytes=shard.activation.bytes,
     )
 
@@ -81,6 +89,15 @@ def elementwise_row(
     kernel = Kernel(KernelName.ELEMENTWISE, shard.activation)
     columns = {"read_bytes": read_bytes, "write_bytes": write_bytes, "launches": np.ones_like(read_bytes) * launches}
     return one_row(Elementwise, label, layer, count, kernel, **columns)
+
+
+def all_reduce(shard: Shard, label: str, layer: str, count: Column) -> list[Collective]:
+    """The all-reduce that follows a row-parallel product; none without tensor parallelism."""
+    if shard.tp == 1:
+        return []
+    message = shard.tokens * shard.scenario.model.hidden * shard.activation.bytes
+    kernel = Kernel(KernelName.ALL_REDUCE, shard.activation)
+    return [one_row(Collective, label, layer, count, kernel, message_bytes=message, ranks=shard.tp)]
 
 
 def find(model: Model, block: int | None, *roles: Role) -> list[Tensor]:

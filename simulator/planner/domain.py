@@ -58,12 +58,13 @@ def precisions(model: Model, weights: WeightFormat | None = None, kv: DType | No
     """Weight and KV formats to offer, most faithful first: weights are narrowed last."""
     kv_choices = (kv,) if kv else (model.activation if model.activation is DType.FP16 else DType.BF16, DType.FP8)
     choices = weight_choices(model)
-    if weights is not None and len(choices) == 1 and weights != choices[0]:
+    if weights is not None and len(choices) == 1 and weights.name != choices[0].name:
         remedy = "drop --weights: a quantised file is what it is"
         raise InputError(
             f"{model.name} is stored in {choices[0].name}", key="--weights", value=weights.name, remedy=remedy
         )
-    weight_formats = (weights,) if weights else choices
+    # A quantised file is taken as it is: of a format pinned by name it may narrow less than all.
+    weight_formats = (weights,) if weights and len(choices) > 1 else choices
     return tuple(Numerics(w, k, model.activation) for w in weight_formats for k in kv_choices)
 
 

@@ -1,7 +1,12 @@
-"""Read a Hugging Face `config.json` of the Llama, Mistral, Mixtral, Qwen2, Qwen3 and Qwen3-MoE families.
+"""Read a Hugging Face `config.json` of the Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE, DeepSeek-V3, gpt-oss and
+MiniMax-M2 families.
 
 A key that a config leaves out takes the default of that family's configuration class in `transformers`
 (a test holds the table below equal to those classes). Everything else a family needs must be there.
+
+Left out: layers that only predict further tokens (`num_nextn_predict_layers` of DeepSeek, `num_mtp_modules` of
+MiniMax), which plain decoding does not run, and the encoders of models that also see (only their `text_config` is
+read). Partial rotary embedding changes nothing that is counted.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from typing import Any, NamedTuple
 from ...dtypes import DType
 from ...errors import InputError
 from .formats import FORMATS, WeightFormat, quantised_checkpoint
-from .model import Attention, Block, Experts, Mlp, Model, blocks_of
+from .model import Attention, Block, Experts, LatentAttention, Mlp, Model, blocks_of
 
 MAX_CONFIG_BYTES = 4_000_000
 LIMIT = {
@@ -25,23 +30,34 @@ LIMIT = {
     "vocab_size": 2**26,
     "num_experts": 65536,
     "num_local_experts": 65536,
+    "n_routed_experts": 65536,
+    "n_shared_experts": 65536,
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 2**20),
 }
 MAX_INTEGER = 2**31
 ATTENTION_KINDS = ("full_attention", "sliding_attention")
 
 
 class Family(NamedTuple):
-    """What distinguishes a model family: defaults of its configuration class and the shape of its layers."""
+    """What distinguishes a model family: defaults of its configuration class and the shape of its layers.
+
+    `qkv_bias` is what holds where the config has no `qkv_bias_key`, or the family none.
+    """
 
     defaults: Mapping[str, Any]
     qkv_bias_key: str | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    whole_norm: bool = False
+    sinks: bool = False
+    latent: bool = False
     moe: bool = False
+    expert_bias: bool = False
     experts_key: str = "num_experts"
     expert_width_key: str = "moe_intermediate_size"
     gated_window: bool = False
+    alternating_window: bool = False
 
 
 def _defaults(**values: Any) -> Mapping[str, Any]:
@@ -115,8 +131,61 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             moe=True,
             gated_window=True,
         ),
+        "deepseek_v3": Family(
+            _defaults(
+                max_position_embeddings=4096,
+                q_lora_rank=1536,
+                kv_lora_rank=512,
+                qk_rope_head_dim=64,
+                qk_nope_head_dim=128,
+                v_head_dim=128,
+                first_k_dense_replace=3,
+                n_routed_experts=256,
+                n_shared_experts=1,
+                num_experts_per_tok=8,
+                moe_intermediate_size=2048,
+            ),
+            qkv_bias_key="attention_bias",
+            latent=True,
+            moe=True,
+            experts_key="n_routed_experts",
+        ),
+        "gpt_oss": Family(
+            _defaults(
+                max_position_embeddings=131072,
+                num_key_value_heads=8,
+                head_dim=64,
+                sliding_window=128,
+                num_local_experts=128,
+                num_experts_per_tok=4,
+            ),
+            qkv_bias_key="attention_bias",
+            qkv_bias=True,
+            out_bias=True,
+            sinks=True,
+            moe=True,
+            expert_bias=True,
+            experts_key="num_local_experts",
+            expert_width_key="intermediate_size",
+            alternating_window=True,
+        ),
+        "minimax_m2": Family(
+            _defaults(
+                max_position_embeddings=196608,
+                num_key_value_heads=8,
+                head_dim=128,
+                num_local_experts=256,
+                num_experts_per_tok=8,
+            ),
+            qk_norm=True,
+            whole_norm=True,
+            moe=True,
+            experts_key="num_local_experts",
+            expert_width_key="intermediate_size",
+        ),
     }
 )
+ALIASES: Mapping[str, str] = MappingProxyType({"kimi_k2": "deepseek_v3"})  # Kimi-K2 runs DeepSeek-V3's classes
 
 
 def read_config(path: Path) -> Model:
@@ -140,26 +209,19 @@ def parse_config(config: object, *, name: str, file: str, origin: str | None = N
     """The model a parsed config describes; `file` is what messages name."""
     if not isinstance(config, dict):
         raise InputError("must be a JSON object", file=file, value=config)
+    config = _text_config(config)
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        if not isinstance(model_type, str):
-            raise InputError("missing: the model family", file=file, key="model_type", value=model_type)
-        raise InputError(
-            "unknown family", file=file, key="model_type", value=model_type, remedy=f"known: {', '.join(FAMILIES)}"
-        )
-    family = FAMILIES[model_type]
+    if not isinstance(model_type, str):
+        raise InputError("missing: the model family", file=file, key="model_type", value=model_type)
+    family_name = ALIASES.get(model_type, model_type)
+    if family_name not in FAMILIES:
+        known = ", ".join((*FAMILIES, *ALIASES))
+        raise InputError("unknown family", file=file, key="model_type", value=model_type, remedy=f"known: {known}")
+    family = FAMILIES[family_name]
     get = _Reader(config, family, file)
     hidden, layers = get.integer("hidden_size"), get.integer("num_hidden_layers")
-    heads = get.integer("num_attention_heads")
-    kv_heads = get.optional("num_key_value_heads") or heads
-    head_dim = get.optional("head_dim") or _exact_head_dim(hidden, heads, file)
-    if heads % kv_heads:
-        raise InputError(
-            f"num_attention_heads = {heads} is not a multiple", file=file, key="num_key_value_heads", value=kv_heads
-        )
-    qkv_bias = get.flag(family.qkv_bias_key, False) if family.qkv_bias_key else family.qkv_bias
-    attention = Attention(heads, kv_heads, head_dim, qkv_bias, qkv_bias and family.out_bias, family.qk_norm)
-    dense = Mlp(get.integer("intermediate_size"), get.flag("mlp_bias", False) if model_type == "llama" else False)
+    attention = _latent_attention(get, family) if family.latent else _attention(get, family, hidden)
+    dense = Mlp(get.integer("intermediate_size"), get.flag("mlp_bias", False) if family_name == "llama" else False)
     windows = _windows(get, family, layers)
     experts = _experts(get, family) if family.moe else None
     sparse = _sparse_layers(get, family, layers)
@@ -168,7 +230,7 @@ def parse_config(config: object, *, name: str, file: str, origin: str | None = N
     native, activation = _formats(config, file)
     return Model(
         name=name,
-        family=model_type,
+        family=family_name,
         hidden=hidden,
         vocab=get.integer("vocab_size"),
         blocks=blocks,
@@ -179,6 +241,18 @@ def parse_config(config: object, *, name: str, file: str, origin: str | None = N
         activation=activation,
         origin=origin or file,
     )
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that describes the text model: of models that also see (Kimi-K2.5) the `text_config`.
+
+    Format and quantisation may stand beside it.
+    """
+    text, family = config.get("text_config"), config.get("model_type")
+    if not isinstance(text, dict) or (isinstance(family, str) and ALIASES.get(family, family) in FAMILIES):
+        return config
+    beside = {k: config[k] for k in ("quantization_config", "torch_dtype", "dtype") if k in config}
+    return {**beside, **text}
 
 
 class _Reader(NamedTuple):
@@ -257,11 +331,52 @@ def _exact_head_dim(hidden: int, heads: int, file: str) -> int:
     return hidden // heads
 
 
+def _attention(get: _Reader, family: Family, hidden: int) -> Attention:
+    heads = get.integer("num_attention_heads")
+    kv_heads = get.optional("num_key_value_heads") or heads
+    head_dim = get.optional("head_dim") or _exact_head_dim(hidden, heads, get.file)
+    if heads % kv_heads:
+        raise InputError(
+            f"num_attention_heads = {heads} is not a multiple", file=get.file, key="num_key_value_heads", value=kv_heads
+        )
+    bias = get.flag(family.qkv_bias_key, family.qkv_bias) if family.qkv_bias_key else family.qkv_bias
+    return Attention(
+        heads,
+        kv_heads,
+        head_dim,
+        qkv_bias=bias,
+        out_bias=bias and family.out_bias,
+        qk_norm=family.qk_norm,
+        whole_norm=family.whole_norm,
+        sinks=family.sinks,
+    )
+
+
+def _latent_attention(get: _Reader, family: Family) -> LatentAttention:
+    return LatentAttention(
+        heads=get.integer("num_attention_heads"),
+        query_latent=get.optional("q_lora_rank"),
+        latent=get.integer("kv_lora_rank"),
+        rope=get.integer("qk_rope_head_dim"),
+        nope=get.integer("qk_nope_head_dim"),
+        value=get.integer("v_head_dim"),
+        bias=get.flag(family.qkv_bias_key, family.qkv_bias) if family.qkv_bias_key else family.qkv_bias,
+    )
+
+
 def _windows(get: _Reader, family: Family, layers: int) -> list[int | None]:
     """The sliding window of each layer. Mistral and Mixtral use it in every layer, Qwen only where
     `use_sliding_window` says so: from layer `max_window_layers` on unless `layer_types` lists them (qwen3_moe: all).
+    gpt-oss uses it in every other layer, the first included, unless `layer_types` lists them. MiniMax and latent
+    attention know none.
     """
+    if family.latent or family.whole_norm:
+        return [None] * layers
     window = get.optional("sliding_window")
+    if family.alternating_window:
+        stated = get.layer_types(layers)
+        kinds = [ATTENTION_KINDS[1 - i % 2] for i in range(layers)] if stated is None else stated
+        return [window if kind == ATTENTION_KINDS[1] else None for kind in kinds]
     if family.gated_window:
         if window is None or not get.flag("use_sliding_window", False):
             return [None] * layers
@@ -276,8 +391,14 @@ def _windows(get: _Reader, family: Family, layers: int) -> list[int | None]:
 
 
 def _experts(get: _Reader, family: Family) -> Experts:
+    width = get.integer(family.expert_width_key)
+    shared = get.count("n_shared_experts") if "n_shared_experts" in family.defaults else 0
     experts = Experts(
-        get.integer(family.experts_key), get.integer("num_experts_per_tok"), get.integer(family.expert_width_key)
+        get.integer(family.experts_key),
+        get.integer("num_experts_per_tok"),
+        width,
+        shared=shared * width,
+        bias=family.expert_bias,
     )
     if experts.top_k > experts.experts:
         raise InputError(
@@ -290,17 +411,21 @@ def _experts(get: _Reader, family: Family) -> Experts:
 
 
 def _sparse_layers(get: _Reader, family: Family, layers: int) -> set[int]:
-    """Layers with experts: all for Mixtral; for Qwen-MoE every `decoder_sparse_step`-th not in `mlp_only_layers`."""
+    """Layers with experts: all for Mixtral, gpt-oss and MiniMax; for DeepSeek all but the first
+    `first_k_dense_replace`; for Qwen-MoE every `decoder_sparse_step`-th not in `mlp_only_layers`.
+    """
     if not family.moe:
         return set()
+    if "first_k_dense_replace" in family.defaults:
+        return set(range(get.count("first_k_dense_replace"), layers))
     if "decoder_sparse_step" not in family.defaults:
         return set(range(layers))
     step, dense = get.integer("decoder_sparse_step"), set(get.layer_list("mlp_only_layers", layers))
     return {i for i in range(layers) if i not in dense and (i + 1) % step == 0}
 
 
-def _block(attention: Attention, window: int | None, ffn: Mlp | Experts) -> Block:
-    if window is not None:
+def _block(attention: Attention | LatentAttention, window: int | None, ffn: Mlp | Experts) -> Block:
+    if window is not None and isinstance(attention, Attention):
         attention = attention._replace(window=window)
     kind = "moe" if isinstance(ffn, Experts) else "dense"
     return Block(kind if window is None else f"{kind}-window", attention, ffn)

@@ -6,6 +6,7 @@ described once. Layers of equal shape form a `Block`; `pattern` says which block
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,7 +15,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from ...dtypes import DType
-from .formats import WeightFormat
+from .formats import Scope, WeightFormat
 
 
 class Role(StrEnum):
@@ -29,12 +30,22 @@ class Role(StrEnum):
     O = "o"  # noqa: E741 - the field's name for the attention output projection
     Q_NORM = "q_norm"
     K_NORM = "k_norm"
+    SINKS = "sinks"
+    Q_A = "q_a"
+    Q_A_NORM = "q_a_norm"
+    Q_B = "q_b"
+    KV_A = "kv_a"
+    KV_A_NORM = "kv_a_norm"
+    KV_B = "kv_b"
     ATTENTION_NORM = "attention_norm"
     FFN_NORM = "ffn_norm"
     GATE = "gate"
     UP = "up"
     DOWN = "down"
     ROUTER = "router"
+    SHARED_GATE = "shared_gate"
+    SHARED_UP = "shared_up"
+    SHARED_DOWN = "shared_down"
     EXTRA = "extra"
 
 
@@ -49,7 +60,11 @@ class Split(StrEnum):
 
 
 class Attention(NamedTuple):
-    """Multi-head, grouped-query or multi-query attention; `window` limits the keys a query sees."""
+    """Multi-head, grouped-query or multi-query attention; `window` limits the keys a query sees.
+
+    `qk_norm` norms each head of q and k, with `whole_norm` all heads together. `sinks` are one learned logit a head,
+    which takes part in the softmax: parameters, but no work worth counting.
+    """
 
     heads: int
     kv_heads: int
@@ -58,6 +73,43 @@ class Attention(NamedTuple):
     out_bias: bool = False
     qk_norm: bool = False
     window: int | None = None
+    whole_norm: bool = False
+    sinks: bool = False
+
+    def cached_elements(self, tp: int) -> int:
+        """Elements of the KV cache for one token and layer on one of `tp` ranks: keys and values of its KV heads."""
+        return 2 * math.ceil(self.kv_heads / tp) * self.head_dim
+
+
+class LatentAttention(NamedTuple):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+    A token's keys and values are kept as one `latent` vector and one rotary key of `rope` elements, which all heads
+    share. Per head `kv_b` expands the latent to a key of `nope` and a value of `value` elements; the query has
+    `nope` + `rope` elements and comes through a bottleneck of `query_latent` (None: straight from the hidden state).
+    """
+
+    heads: int
+    query_latent: int | None
+    latent: int
+    rope: int
+    nope: int
+    value: int
+    bias: bool = False
+
+    @property
+    def kv_heads(self) -> int:
+        """One latent for all heads: it cannot be cut, every rank keeps it."""
+        return 1
+
+    @property
+    def window(self) -> int | None:
+        """No model limits the keys of latent attention to a window."""
+        return None
+
+    def cached_elements(self, tp: int) -> int:
+        """Elements of the KV cache for one token and layer: latent and rotary key, on every rank alike."""
+        return self.latent + self.rope
 
 
 class Mlp(NamedTuple):
@@ -68,26 +120,32 @@ class Mlp(NamedTuple):
 
 
 class Experts(NamedTuple):
-    """A mixture of gated feed-forwards: a router picks `top_k` of `experts` for each token."""
+    """A mixture of gated feed-forwards: a router picks `top_k` of `experts` for each token.
+
+    Every token also passes the shared experts, one feed-forward of width `shared` (0: there are none). `bias` is that
+    of router and experts.
+    """
 
     experts: int
     top_k: int
     intermediate: int
+    shared: int = 0
+    bias: bool = False
 
 
 class Block(NamedTuple):
     """One kind of transformer layer; identical layers share one block."""
 
     name: str
-    attention: Attention
+    attention: Attention | LatentAttention
     ffn: Mlp | Experts
 
 
 class Tensor(NamedTuple):
     """`copies` weight tensors of shape (rows, cols) per layer of `block` (None: outside the layers).
 
-    `bias` adds `rows` elements to each copy. `quantised` tells whether checkpoints in narrow formats
-    narrow this tensor: linear layers yes; embeddings, head, norms and routers no.
+    `bias` adds `rows` elements to each copy. `scope` is the narrowest scope of a narrow checkpoint that takes this
+    tensor in; none does for embeddings, head, norms and routers (None).
     """
 
     role: Role
@@ -97,7 +155,12 @@ class Tensor(NamedTuple):
     split: Split
     bias: bool = False
     copies: int = 1
-    quantised: bool = False
+    scope: Scope | None = None
+
+    @property
+    def routed(self) -> bool:
+        """Whether it belongs to the experts a router picks from, which expert parallelism deals out whole."""
+        return self.scope is Scope.EXPERTS
 
     @property
     def elements(self) -> int:
@@ -164,7 +227,7 @@ class Model:
         idle = 0
         for t in self.tensors:
             ffn = None if t.block is None else self.blocks[t.block].ffn
-            if isinstance(ffn, Experts) and t.copies > 1:
+            if isinstance(ffn, Experts) and t.routed:
                 idle += t.elements // t.copies * (ffn.experts - ffn.top_k) * self.instances(t)
         return self.parameters - idle
 
@@ -173,13 +236,17 @@ class Model:
         """Format of what quantised checkpoints leave wide: embeddings, head, norms, routers."""
         return self.native if self.native.bits_per_weight >= 16 else UNQUANTISED
 
+    def format_of(self, tensor: Tensor, format_: WeightFormat) -> WeightFormat:
+        """How a checkpoint in `format_` stores the tensor's matrix."""
+        narrowed = tensor.scope is not None and tensor.scope <= format_.scope
+        return format_ if narrowed else self.unquantised
+
     def layer_bytes(self, tensor: Tensor, format_: WeightFormat) -> float:
         """Bytes of one layer's copies of the tensor: as the file stores them, else in `format_`."""
         stored = self.stored.get((tensor.role, tensor.block))
         if stored is not None:
             return stored / self.instances(tensor)
-        outside = self.unquantised
-        weight = format_ if tensor.quantised else outside
+        weight, outside = self.format_of(tensor, format_), self.unquantised
         matrix, bias = tensor.copies * tensor.rows * tensor.cols, tensor.copies * tensor.rows if tensor.bias else 0
         return matrix * weight.bytes_per_weight + bias * outside.bytes_per_weight
 
@@ -194,23 +261,60 @@ UNQUANTISED = WeightFormat("bf16", 16, DType.BF16)
 
 def _block_tensors(index: int, block: Block, hidden: int) -> Iterator[Tensor]:
     """Weights of one layer of the block, in the order they are used."""
-    a = block.attention
     yield Tensor(Role.ATTENTION_NORM, index, 1, hidden, Split.NONE)
-    yield Tensor(Role.Q, index, a.heads * a.head_dim, hidden, Split.COLUMN, a.qkv_bias, quantised=True)
-    yield Tensor(Role.K, index, a.kv_heads * a.head_dim, hidden, Split.KV, a.qkv_bias, quantised=True)
-    yield Tensor(Role.V, index, a.kv_heads * a.head_dim, hidden, Split.KV, a.qkv_bias, quantised=True)
-    if a.qk_norm:
-        yield Tensor(Role.Q_NORM, index, 1, a.head_dim, Split.NONE)
-        yield Tensor(Role.K_NORM, index, 1, a.head_dim, Split.NONE)
-    yield Tensor(Role.O, index, hidden, a.heads * a.head_dim, Split.ROW, a.out_bias, quantised=True)
+    if isinstance(block.attention, LatentAttention):
+        yield from _latent_tensors(index, block.attention, hidden)
+    else:
+        yield from _attention_tensors(index, block.attention, hidden)
     yield Tensor(Role.FFN_NORM, index, 1, hidden, Split.NONE)
     ffn = block.ffn
-    copies, bias = (ffn.experts, False) if isinstance(ffn, Experts) else (1, ffn.bias)
     if isinstance(ffn, Experts):
-        yield Tensor(Role.ROUTER, index, ffn.experts, hidden, Split.NONE)
-    yield Tensor(Role.GATE, index, ffn.intermediate, hidden, Split.COLUMN, bias, copies, quantised=True)
-    yield Tensor(Role.UP, index, ffn.intermediate, hidden, Split.COLUMN, bias, copies, quantised=True)
-    yield Tensor(Role.DOWN, index, hidden, ffn.intermediate, Split.ROW, bias, copies, quantised=True)
+        yield Tensor(Role.ROUTER, index, ffn.experts, hidden, Split.NONE, ffn.bias)
+        routed = Role.GATE, Role.UP, Role.DOWN
+        yield from _gated(index, routed, ffn.intermediate, hidden, ffn.bias, ffn.experts, Scope.EXPERTS)
+        if ffn.shared:
+            shared = Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN
+            yield from _gated(index, shared, ffn.shared, hidden, False, 1, Scope.FEEDFORWARD)
+    else:
+        dense = Role.GATE, Role.UP, Role.DOWN
+        yield from _gated(index, dense, ffn.intermediate, hidden, ffn.bias, 1, Scope.FEEDFORWARD)
+
+
+def _attention_tensors(index: int, a: Attention, hidden: int) -> Iterator[Tensor]:
+    linear, query, keys = Scope.LINEAR, a.heads * a.head_dim, a.kv_heads * a.head_dim
+    yield Tensor(Role.Q, index, query, hidden, Split.COLUMN, a.qkv_bias, scope=linear)
+    yield Tensor(Role.K, index, keys, hidden, Split.KV, a.qkv_bias, scope=linear)
+    yield Tensor(Role.V, index, keys, hidden, Split.KV, a.qkv_bias, scope=linear)
+    if a.qk_norm:
+        yield Tensor(Role.Q_NORM, index, 1, query if a.whole_norm else a.head_dim, Split.NONE)
+        yield Tensor(Role.K_NORM, index, 1, keys if a.whole_norm else a.head_dim, Split.NONE)
+    if a.sinks:
+        yield Tensor(Role.SINKS, index, 1, a.heads, Split.NONE)
+    yield Tensor(Role.O, index, hidden, query, Split.ROW, a.out_bias, scope=linear)
+
+
+def _latent_tensors(index: int, a: LatentAttention, hidden: int) -> Iterator[Tensor]:
+    linear, query = Scope.LINEAR, a.heads * (a.nope + a.rope)
+    if a.query_latent is None:
+        yield Tensor(Role.Q, index, query, hidden, Split.COLUMN, scope=linear)
+    else:
+        yield Tensor(Role.Q_A, index, a.query_latent, hidden, Split.NONE, a.bias, scope=linear)
+        yield Tensor(Role.Q_A_NORM, index, 1, a.query_latent, Split.NONE)
+        yield Tensor(Role.Q_B, index, query, a.query_latent, Split.COLUMN, scope=linear)
+    yield Tensor(Role.KV_A, index, a.latent + a.rope, hidden, Split.NONE, a.bias, scope=linear)
+    yield Tensor(Role.KV_A_NORM, index, 1, a.latent, Split.NONE)
+    yield Tensor(Role.KV_B, index, a.heads * (a.nope + a.value), a.latent, Split.COLUMN, scope=linear)
+    yield Tensor(Role.O, index, hidden, a.heads * a.value, Split.ROW, a.bias, scope=linear)
+
+
+def _gated(
+    index: int, roles: tuple[Role, Role, Role], width: int, hidden: int, bias: bool, copies: int, scope: Scope
+) -> Iterator[Tensor]:
+    """Gate, up and down of `copies` gated feed-forwards."""
+    gate, up, down = roles
+    yield Tensor(gate, index, width, hidden, Split.COLUMN, bias, copies, scope)
+    yield Tensor(up, index, width, hidden, Split.COLUMN, bias, copies, scope)
+    yield Tensor(down, index, hidden, width, Split.ROW, bias, copies, scope)
 
 
 def blocks_of(per_layer: list[Block]) -> tuple[tuple[Block, ...], tuple[int, ...]]:
