@@ -23,6 +23,7 @@ from ..simulator.parameters import (
     ScaledGemm,
     SplitKGemm,
     SplitKvDecode,
+    Streaming,
     ThreeConstants,
 )
 
@@ -113,6 +114,12 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = MappingProxyType(
             "global_passes": Range(2.0, 0.02, 20.0),
             "doubling_s": Range(1e-6, 1e-8, 2e-5),
         },
+        Streaming: {
+            "floor_s": Range(2e-6, 2e-7, 1e-3),
+            "memory_fraction": _fraction(0.8, 0.1),
+            "l2_bytes_per_clock_per_sm": Range(20.0, 1.0, 128.0),
+            "l2_fraction": _fraction(0.6, 0.05, 1.2),
+        },
         Ring: {
             "floor_s": Range(3e-6, 1e-7, 1e-3),
             "hop_s": Range(2e-6, 1e-8, 1e-3),
@@ -141,6 +148,7 @@ NAMES: Mapping[str, type[Any]] = MappingProxyType(
         "split-kv-decode": SplitKvDecode,
         "latent-decode": LatentDecode,
         "grouped-experts": GroupedExperts,
+        "streaming": Streaming,
         "ring": Ring,
         "one-or-two-shot": OneOrTwoShot,
     }
@@ -194,4 +202,6 @@ def form_of(kernel: Kernel, engine: str) -> type[Any]:
             return OneOrTwoShot
         case KernelName.ALL_REDUCE | KernelName.ALL_GATHER | KernelName.REDUCE_SCATTER | KernelName.ALL_TO_ALL:
             return Ring
+        case KernelName.ELEMENTWISE:
+            return Streaming
     return ThreeConstants

@@ -42,10 +42,14 @@ class Sample(NamedTuple):
     weights: Array
 
 
-def split_sites(site: Array, seed: int) -> tuple[Rows, Rows]:
-    """Row indices of the sites to fit on and of those to judge by: half of the sites each, none in both."""
+def split_sites(table: Table, site: Array, seed: int) -> tuple[Rows, Rows]:
+    """Row indices of the sites to fit on and of those to judge by: half of the sites each, none in both.
+
+    Sites are drawn at random; message sizes, which are an axis and not shapes, alternate.
+    """
     sites = np.unique(site)
-    chosen = np.random.default_rng(seed).permutation(sites)[: max(1, len(sites) // 2)]
+    order = sites if isinstance(table, Collective) else np.random.default_rng(seed).permutation(sites)
+    chosen = order[::2] if isinstance(table, Collective) else order[: max(1, len(sites) // 2)]
     inside = np.isin(site, chosen)
     return np.flatnonzero(inside), np.flatnonzero(~inside)
 

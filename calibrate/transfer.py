@@ -92,7 +92,7 @@ class Calibrations:
         device = self.fleet.device
         own = [c for c in candidates if c.device == device.key and self._same_datasheet(c, kernel)]
         if own:
-            best = min(own, key=self._other_engine)  # the first of equals: earlier places win
+            best = min(own, key=lambda c: (self._other_engine(c), c.engine != ENGINES[0]))  # earlier places win
             if best.basis is Basis.ASSUMED:
                 return Resolved(
                     best, Tier.ASSUMED, best.shared_log_sd, best.own_log_sd, f"{kernel}: assumed ({best.id})"

@@ -23,6 +23,7 @@ from .parameters import (
     ScaledGemm,
     SplitKGemm,
     SplitKvDecode,
+    Streaming,
     ThreeConstants,
 )
 
@@ -45,6 +46,7 @@ Parameters = (
     | LatentDecode
     | GroupedExperts
     | Ring
+    | Streaming
     | OneOrTwoShot
 )
 

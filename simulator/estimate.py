@@ -220,6 +220,16 @@ def total(estimates: Iterable[Estimate]) -> Estimate:
     return nothing() if result is None else result
 
 
+OVERHEAD_LOG_SD = 0.5  # what an engine spends around a step varies by versions and hosts that much (assumed)
+
+
+def overhead(seconds: float) -> Estimate:
+    """Time beside the kernels, as somebody stated it."""
+    if seconds == 0:
+        return nothing()
+    return priced(Terms(floor_s=np.asarray(seconds)), tier=Tier.ASSUMED, shared_log_sd=OVERHEAD_LOG_SD, own_log_sd=0.0)
+
+
 GUESSED_HARDWARE_LOG_SD = 0.5  # a rate nobody stated: a factor of two either way is within two deviations
 
 

@@ -63,6 +63,15 @@ class ScaledGemm(NamedTuple):
     quantise: Quantise
 
 
+class Streaming(NamedTuple):
+    """Bytes in, bytes out; `costs/elementwise.py` has the formula."""
+
+    floor_s: float
+    memory_fraction: float
+    l2_bytes_per_clock_per_sm: float
+    l2_fraction: float  # usable share of the last-level cache
+
+
 class FlashPrefill(NamedTuple):
     """Fused attention of many queries, tile by tile; `costs/attention.py` has the formula."""
 

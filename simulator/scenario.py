@@ -77,7 +77,9 @@ class Engine:
 
     `memory_utilization` is the share of the device an engine may claim: 0.9 is vLLM's `gpu_memory_utilization`
     up to version 0.20. `max_batched_tokens` bounds one step's tokens (vLLM's default for servers on large
-    devices is 8192), `block_tokens` is the page of the KV cache, `graphs` whether CUDA graphs are captured.
+    devices is 8192), `block_tokens` is the page of the KV cache, `graphs` whether CUDA graphs are captured. `name`
+    picks the engine whose kernels were measured; prompts ride along with decode steps (`mixes_prefill`) or have steps
+    of their own, cut into chunks (`chunks_prefill`) or whole; `step_overhead_s` is what a step takes beside its kernels.
     """
 
     memory_utilization: float = 0.9
@@ -86,6 +88,10 @@ class Engine:
     graphs: bool = True
     routing: Routing = Routing.POWER_LAW
     routing_alpha: float = 1.01
+    name: str = "vllm"
+    mixes_prefill: bool = True
+    chunks_prefill: bool = True
+    step_overhead_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.memory_utilization <= 1:
@@ -93,6 +99,8 @@ class Engine:
         for name in ("max_batched_tokens", "block_tokens"):
             if getattr(self, name) < 1:
                 raise InputError("must be at least 1", key=name, value=getattr(self, name))
+        if not 0 <= self.step_overhead_s < 1:
+            raise InputError("must lie in [0, 1) s", key="step_overhead_s", value=self.step_overhead_s)
         if self.routing_alpha <= 0:
             raise InputError("must be positive", key="routing_alpha", value=self.routing_alpha)
 
@@ -107,7 +115,8 @@ class Phase(StrEnum):
 class Step(NamedTuple):
     """One forward pass: `sequences` each add `new_tokens` behind `past_tokens` already in the KV cache.
 
-    Logits are made for `logit_tokens` positions in all (default: one a sequence).
+    Logits are made for `logit_tokens` positions in all (default: one a sequence). In a mixed step prompts ride along
+    (`riding`): they share every product with the decoding sequences, but not attention.
     """
 
     phase: Phase
@@ -115,6 +124,27 @@ class Step(NamedTuple):
     new_tokens: Number
     past_tokens: Number
     logit_tokens: Number | None = None
+    riding: Step | None = None
+
+    @property
+    def parts(self) -> tuple[Step, ...]:
+        """The step's own sequences and those that ride along."""
+        return (self,) if self.riding is None else (self, self.riding)
+
+    @property
+    def tokens(self) -> npt.NDArray[np.float64]:
+        """New tokens of this part."""
+        return np.asarray(np.asarray(self.sequences, float) * np.asarray(self.new_tokens, float))
+
+    @property
+    def kv_tokens(self) -> npt.NDArray[np.float64]:
+        """Keys a sequence of this part has at the end of the step."""
+        return np.asarray(np.asarray(self.past_tokens, float) + np.asarray(self.new_tokens, float))
+
+    @property
+    def logits(self) -> npt.NDArray[np.float64]:
+        """Positions of this part that logits are made for."""
+        return np.asarray(self.sequences if self.logit_tokens is None else self.logit_tokens, float)
 
 
 @dataclass(frozen=True, eq=False)

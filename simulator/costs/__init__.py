@@ -36,6 +36,7 @@ from ..parameters import (
     ScaledGemm,
     SplitKGemm,
     SplitKvDecode,
+    Streaming,
     ThreeConstants,
 )
 from . import attention, collective, convolution, copy, elementwise, experts, gemm, latent_attention
@@ -109,6 +110,8 @@ def terms(table: Table, d: Denominators, parameters: Parameters, cache: Cache = 
             return latent_attention.decode(table, d, parameters, cache)
         case Experts(), GroupedExperts():
             return _at_distinct(table, "tokens", lambda t: experts.grouped(t, d, parameters, cache))
+        case Elementwise(), Streaming():
+            return elementwise.streaming(table, d, parameters)
         case Collective(), Ring():
             return collective.ring(table, d, parameters)
         case Collective(), OneOrTwoShot():

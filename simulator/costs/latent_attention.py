@@ -1,8 +1,8 @@
 """Multi-head latent attention: keys and values are one latent a token, which all heads share.
 
-DeepSeek-V2 (arXiv 2405.04434, section 2.1). Prefill expands the latent (a GEMM of its own) and is flash attention with heads of
-`nope + rope` keys and `value` values. Decode folds the expansion into the queries, so that each head multiplies the
-latent itself: 2 (2 latent + rope) FLOPs a pair, the latent read once for all heads.
+DeepSeek-V2 (arXiv 2405.04434, section 2.1). Prefill expands the latent (a GEMM of its own) and is flash attention with
+heads of `nope + rope` keys and `value` values. Decode folds the expansion into the queries, so that each head
+multiplies the latent itself: 2 (2 latent + rope) FLOPs a pair, the latent read once for all heads.
 
     T = t_0 + c_log log2(1 + L / 64) + sqrt(T_memory^2 + T_compute^2 + T_block^2),  compute in whole tiles of 64
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from ..operators import NO_WINDOW, Attention, Collective, Kernel, KernelName, Table, one_row
-from ..scenario import Phase
+from ..scenario import Phase, Step
 from ..workload import model as workload
 from ..workload.model import Role
 from .latent import latent_nodes, latent_operators
@@ -28,31 +26,37 @@ def attention_operators(shard: Shard, index: int) -> list[Table]:
     rotated = tokens * (heads + 2 * kv_heads) * a.head_dim * width
     cached = tokens * 2 * kv_heads * a.head_dim * scenario.numerics.kv.bytes
     launches = 2 + a.qk_norm  # rotary embedding, KV append, and the norms of q and k where there are any
-    name = KernelName.ATTENTION_DECODE if step.phase is Phase.DECODE else KernelName.ATTENTION_PREFILL
     return [
         elementwise_row(shard, "attention norm", layer, count, 2 * hidden_bytes, 2 * hidden_bytes),
         gemm_row(shard, "qkv", layer, count, find(model, index, Role.Q, Role.K, Role.V), tokens, stored),
         *_whole_norm_all_reduce(shard, index, a),
         elementwise_row(shard, "rope, KV append", layer, count, rotated, rotated + cached, launches),
-        one_row(
-            Attention,
-            "attention",
-            layer,
-            count,
-            Kernel(name, scenario.numerics.kv),
-            sequences=step.sequences,
-            new_tokens=step.new_tokens,
-            kv_tokens=np.asarray(step.past_tokens, float) + np.asarray(step.new_tokens, float),
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=a.head_dim,
-            window=NO_WINDOW if a.window is None else a.window,
-            kv_bytes=scenario.numerics.kv.bytes,
-            activation_bytes=width,
-        ),
+        *(_attention_row(shard, index, a, part) for part in step.parts),
         gemm_row(shard, "out", layer, count, find(model, index, Role.O), tokens, stored),
         *all_reduce(shard, "out all-reduce", layer, count),
     ]
+
+
+def _attention_row(shard: Shard, index: int, a: workload.Attention, part: Step) -> Attention:
+    kv = shard.scenario.numerics.kv
+    heads, kv_heads = heads_per_rank(a, shard.tp)
+    name = KernelName.ATTENTION_DECODE if part.phase is Phase.DECODE else KernelName.ATTENTION_PREFILL
+    return one_row(
+        Attention,
+        "attention",
+        shard.scenario.model.blocks[index].name,
+        shard.layer_count(index),
+        Kernel(name, kv),
+        sequences=part.sequences,
+        new_tokens=part.new_tokens,
+        kv_tokens=part.kv_tokens,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=a.head_dim,
+        window=NO_WINDOW if a.window is None else a.window,
+        kv_bytes=kv.bytes,
+        activation_bytes=shard.activation.bytes,
+    )
 
 
 def _whole_norm_all_reduce(shard: Shard, index: int, a: workload.Attention) -> list[Collective]:

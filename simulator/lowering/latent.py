@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from ..operators import Gemm, Kernel, KernelName, LatentAttention, Table, one_row
-from ..scenario import Phase
+from ..scenario import Phase, Step
 from ..workload import model as workload
 from ..workload.model import Role
 from .linear import all_reduce, elementwise_row, find, gemm_row
@@ -31,22 +31,36 @@ def latent_operators(shard: Shard, index: int, a: workload.LatentAttention) -> l
     scenario, step = shard.scenario, shard.step
     model, layer, count = scenario.model, scenario.model.blocks[index].name, shard.layer_count(index)
     stored, kv, tokens, width = scenario.numerics.weights, scenario.numerics.kv, shard.tokens, shard.activation.bytes
-    heads, decode = math.ceil(a.heads / shard.tp), step.phase is Phase.DECODE
-    kv_tokens = np.asarray(step.past_tokens, float) + np.asarray(step.new_tokens, float)
-    keys = np.asarray(np.asarray(step.sequences, float) * kv_tokens)
+    heads = math.ceil(a.heads / shard.tp)
     hidden_bytes = tokens * model.hidden * width
     rotated = tokens * (heads + 1) * a.rope * width
     latents = tokens * (a.latent + a.rope)
     read_bytes, write_bytes = rotated + latents * width, rotated + latents * kv.bytes
+    return [
+        elementwise_row(shard, "attention norm", layer, count, 2 * hidden_bytes, 2 * hidden_bytes),
+        *_query_rows(shard, index, a),
+        elementwise_row(shard, "rope, KV append", layer, count, read_bytes, write_bytes, launches=2),
+        *(row for part in step.parts for row in _inner_rows(shard, index, a, part)),
+        gemm_row(shard, "out", layer, count, find(model, index, Role.O), tokens, stored),
+        *all_reduce(shard, "out all-reduce", layer, count),
+    ]
+
+
+def _inner_rows(shard: Shard, index: int, a: workload.LatentAttention, part: Step) -> list[Table]:
+    """Attention of one part of the step: decoding in the latent space, or a prompt's expanded heads."""
+    model, layer, count = shard.scenario.model, shard.scenario.model.blocks[index].name, shard.layer_count(index)
+    stored, kv, width = shard.scenario.numerics.weights, shard.scenario.numerics.kv, shard.activation.bytes
+    heads, decode = math.ceil(a.heads / shard.tp), part.phase is Phase.DECODE
+    keys = np.asarray(np.asarray(part.sequences, float) * part.kv_tokens)
     attention = one_row(
         LatentAttention,
         "attention",
         layer,
         count,
         Kernel(KernelName.MLA_DECODE if decode else KernelName.MLA_PREFILL, kv),
-        sequences=step.sequences,
-        new_tokens=step.new_tokens,
-        kv_tokens=kv_tokens,
+        sequences=part.sequences,
+        new_tokens=part.new_tokens,
+        kv_tokens=part.kv_tokens,
         heads=heads,
         latent=a.latent,
         rope=a.rope,
@@ -55,29 +69,19 @@ def latent_operators(shard: Shard, index: int, a: workload.LatentAttention) -> l
         kv_bytes=kv.bytes,
         activation_bytes=width,
     )
-    inner: list[Table]
     if decode:
-        queries = tokens * heads * (a.latent + a.rope) * width
-        inner = [
-            _absorbed_row(shard, "query into latent", index, heads, a.nope, a.latent),
+        queries = part.tokens * heads * (a.latent + a.rope) * width
+        return [
+            _absorbed_row(shard, part, "query into latent", index, heads, a.nope, a.latent),
             elementwise_row(shard, "assemble queries", layer, count, queries, queries),
             attention,
-            _absorbed_row(shard, "output from latent", index, heads, a.latent, a.value),
+            _absorbed_row(shard, part, "output from latent", index, heads, a.latent, a.value),
         ]
-    else:
-        parts, assembled = keys * (heads * a.nope + a.rope) * width, keys * heads * (a.nope + a.rope) * width
-        inner = [
-            gemm_row(shard, "kv_b", layer, count, find(model, index, Role.KV_B), keys, stored),
-            elementwise_row(shard, "assemble keys", layer, count, parts, assembled),
-            attention,
-        ]
+    parts, assembled = keys * (heads * a.nope + a.rope) * width, keys * heads * (a.nope + a.rope) * width
     return [
-        elementwise_row(shard, "attention norm", layer, count, 2 * hidden_bytes, 2 * hidden_bytes),
-        *_query_rows(shard, index, a),
-        elementwise_row(shard, "rope, KV append", layer, count, read_bytes, write_bytes, launches=2),
-        *inner,
-        gemm_row(shard, "out", layer, count, find(model, index, Role.O), tokens, stored),
-        *all_reduce(shard, "out all-reduce", layer, count),
+        gemm_row(shard, "kv_b", layer, count, find(model, index, Role.KV_B), keys, stored),
+        elementwise_row(shard, "assemble keys", layer, count, parts, assembled),
+        attention,
     ]
 
 
@@ -97,7 +101,7 @@ def _query_rows(shard: Shard, index: int, a: workload.LatentAttention) -> list[T
     return [product("q_a, kv_a", Role.Q_A, Role.KV_A), norms, product("q_b", Role.Q_B)]
 
 
-def _absorbed_row(shard: Shard, label: str, index: int, heads: int, k: int, n: int) -> Gemm:
+def _absorbed_row(shard: Shard, part: Step, label: str, index: int, heads: int, k: int, n: int) -> Gemm:
     """A product of each token and head with that head's half of `kv_b`.
 
     Written as one GEMM of tokens x heads rows: FLOPs and bytes are exact, `weight_bytes` those of all heads' halves.
@@ -110,7 +114,7 @@ def _absorbed_row(shard: Shard, label: str, index: int, heads: int, k: int, n: i
         shard.scenario.model.blocks[index].name,
         shard.layer_count(index),
         Kernel(KernelName.GEMM, shard.activation),
-        m=shard.tokens * heads,
+        m=part.tokens * heads,
         n=n,
         k=k,
         weight_bytes=heads * n * k * width,

@@ -45,10 +45,10 @@ class Shard:
     @staticmethod
     def of(scenario: Scenario, step: Step) -> Shard:
         """The shard of a step; token counts keep the scenario's grid axes."""
-        tokens = np.asarray(np.asarray(step.sequences, float) * np.asarray(step.new_tokens, float))
-        logits = step.sequences if step.logit_tokens is None else step.logit_tokens
+        tokens = np.asarray(sum(part.tokens for part in step.parts))
+        logits = np.asarray(sum(part.logits for part in step.parts))
         stages = stage_layers(scenario.model, scenario.sharding)
-        return Shard(scenario, step, tokens, np.asarray(logits, float), scenario.sharding.tp, stages)
+        return Shard(scenario, step, tokens, logits, scenario.sharding.tp, stages)
 
     @property
     def activation(self) -> DType:
