@@ -11,8 +11,11 @@ from ..errors import InputError, UnknownNameError
 from ..units import parse_count
 
 
+MAX_TEXT = 500  # that of `records`, not loaded before a file is
+
+
 class Source(StrEnum):
-    """Whose file is imported; the values of `importers.Kind`, which is loaded only where a file is."""
+    """Whose file is imported; the values of `importers.Kind`, not loaded before a file is."""
 
     VLLM_BENCH = "vllm-bench"
     LLAMA_BENCH = "llama-bench"
@@ -84,22 +87,24 @@ def register(
         from ..simulator.report import measurements
         from .importers import Given, Kind
 
+        texts = {"model": model, "weights": weights, "kv": kv, "engine": engine, "version": version}
+        texts |= {"source": source, "note": note}
         counts = {"tp": tp, "pp": pp, "ep": ep, "batch": batch, "block_size": block_size}
         given = Given(
             device=device,
-            model=model,
-            weights=weights,
-            kv=kv,
             dtype=None if dtype is None else _dtype(dtype),
-            engine=engine,
-            version=version,
-            source=source,
             date=_date(date),
-            note=note,
+            **{name: _text(text, f"--{name}") for name, text in texts.items()},
             **{k: parse_count(v, f"--{k.replace('_', '-')}") for k, v in counts.items() if v is not None},
         )
         kind = None if source_kind is None else Kind(source_kind.value)
         show(measurements.bring_in(file, kind, given, out, append), json)
+
+
+def _text(text: str, key: str) -> str:
+    if not text.isprintable() or len(text) > MAX_TEXT:
+        raise InputError(f"must be one line of at most {MAX_TEXT} printable characters", key=key, value=text)
+    return text.strip()
 
 
 def _dtype(name: str) -> Any:

@@ -6,6 +6,7 @@ to the first token is a service time only where one user was alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,10 +56,9 @@ def _run(entry: dict[str, Any], file: str, where: str, given: Given, found: list
     completed = required(entry, "completed", file, where)
     prompt = required(entry, "total_input_tokens", file, where) / completed
     output = required(entry, "total_output_tokens", file, where) / completed
-    rate = entry.get("request_rate", "inf")
-    is_open = rate not in ("inf", None) and required(entry, "request_rate", file, where) > 0
     batch, how = _batch(entry, file, where, given, completed)
-    arrivals = f"open loop, {rate} requests/s" if is_open else "closed loop" if _closed(entry) else "all sent at once"
+    closed = "closed loop" if entry.get("max_concurrency") else "all sent at once"
+    arrivals = f"open loop, {required(entry, 'request_rate', file, where):g} requests/s" if _open(entry) else closed
     lost = (number(entry, "num_prompts", file, where) or completed) - completed
     remarks = (arrivals, how, f"{lost:.0f} requests failed" if lost > 0 else "")
     backend = word(entry, "backend") or word(entry, "endpoint_type")
@@ -100,8 +100,14 @@ def _run(entry: dict[str, Any], file: str, where: str, given: Given, found: list
         skipped.append(f"{where}: no time to first token")
 
 
+def _open(entry: Mapping[str, Any]) -> bool:
+    """Whether requests arrived by the clock, not when others were done."""
+    return entry.get("request_rate") not in ("inf", None, math.inf)
+
+
 def _closed(entry: Mapping[str, Any]) -> bool:
-    return bool(entry.get("max_concurrency")) and entry.get("request_rate", "inf") in ("inf", None)
+    """Whether a fixed number of users each sent the next request when the last was answered."""
+    return bool(entry.get("max_concurrency")) and not _open(entry)
 
 
 def _batch(entry: dict[str, Any], file: str, where: str, given: Given, completed: float) -> tuple[float, str]:
