@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InputError, UnknownNameError
 from ..units import parse_count
+
+if TYPE_CHECKING:
+    from ..dtypes import DType
 
 
 MAX_TEXT = 500  # that of `records`, not loaded before a file is
@@ -90,13 +93,10 @@ def register(
         texts = {"model": model, "weights": weights, "kv": kv, "engine": engine, "version": version}
         texts |= {"source": source, "note": note}
         counts = {"tp": tp, "pp": pp, "ep": ep, "batch": batch, "block_size": block_size}
-        given = Given(
-            device=device,
-            dtype=None if dtype is None else _dtype(dtype),
-            date=_date(date),
-            **{name: _text(text, f"--{name}") for name, text in texts.items()},
-            **{k: parse_count(v, f"--{k.replace('_', '-')}") for k, v in counts.items() if v is not None},
-        )
+        values: dict[str, Any] = {name: _text(text, f"--{name}") for name, text in texts.items()}
+        values |= {k: parse_count(v, f"--{k.replace('_', '-')}") for k, v in counts.items() if v is not None}
+        number_format = None if dtype is None else _dtype(dtype)
+        given = Given(device=device, dtype=number_format, date=_date(date), **values)
         kind = None if source_kind is None else Kind(source_kind.value)
         show(measurements.bring_in(file, kind, given, out, append), json)
 
@@ -107,7 +107,7 @@ def _text(text: str, key: str) -> str:
     return text.strip()
 
 
-def _dtype(name: str) -> Any:
+def _dtype(name: str) -> "DType":
     from ..dtypes import DType
 
     if name.lower() not in set(DType):
