@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import DATA_DATE, __version__
+from .calibrate import commands
 from .errors import ExitCode, InputError, RoofplanError, SurroundingsError
 from .units import parse_bytes, parse_count, parse_rate
 
@@ -416,6 +417,9 @@ def _answer(report: "Report", json: bool, notes: tuple[str, ...], plot: Path | N
         text.show(report, notes)
     if contract.is_no(report.answer):
         raise typer.Exit(ExitCode.NO)
+
+
+commands.register(app, _typer, _examples, _plain)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Answers about what is listed: hardware files and models. Apart from `answers`: a question loads only its own."""
+"""Answers about hardware files, models and measurements. Apart from `answers`: a question loads only its own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class HardwareSheet(NamedTuple):
 
 
 class LintFinding(NamedTuple):
-    """One thing wrong with a hardware file."""
+    """One thing wrong with a file of hardware or of measurements."""
 
     file: str
     key: str
@@ -111,4 +111,44 @@ class ModelSheet(NamedTuple):
     tensors: tuple[TensorRow, ...]
 
 
-CatalogueAnswer = HardwareList | HardwareSheet | LintReport | Comparison | ModelList | ModelSheet
+class ColumnRow(NamedTuple):
+    """One column of a record file, and the kernels and quantities whose rows need it or may fill it."""
+
+    name: str
+    unit: str
+    required: bool
+    needed_by: tuple[str, ...]
+    allowed_for: tuple[str, ...]
+    meaning: str
+
+
+class RecordSchema(NamedTuple):
+    """The columns a file of measurements may have."""
+
+    columns: tuple[ColumnRow, ...]
+
+
+class ImportedRow(NamedTuple):
+    """One measurement that was brought in."""
+
+    device: str
+    kernel: str
+    model: str
+    value: float
+    unit: str
+    note: str
+
+
+class ImportReport(NamedTuple):
+    """What an importer read, what it left out and why, and the file that now holds it."""
+
+    source_file: str
+    out: str
+    rows: tuple[ImportedRow, ...]
+    skipped: tuple[str, ...]
+    records_in_file: int
+
+
+CatalogueAnswer = (
+    HardwareList | HardwareSheet | LintReport | Comparison | ModelList | ModelSheet | RecordSchema | ImportReport
+)

@@ -79,7 +79,7 @@ class Engine:
     up to version 0.20. `max_batched_tokens` bounds one step's tokens (vLLM's default for servers on large
     devices is 8192), `block_tokens` is the page of the KV cache, `graphs` whether CUDA graphs are captured. `name`
     picks the engine whose kernels were measured; prompts ride along with decode steps (`mixes_prefill`) or have steps
-    of their own, cut into chunks (`chunks_prefill`) or whole; `step_overhead_s` is what a step takes beside its kernels.
+    of their own, cut into chunks (`chunks_prefill`) or whole; `step_overhead_s` is a step's time beside its kernels.
     """
 
     memory_utilization: float = 0.9

@@ -64,7 +64,7 @@ def serve(scenario: Scenario, load: Load, calibrations: CalibrationSet) -> Serve
 
 def running_limit(scenario: Scenario, load: Load) -> float:
     """Requests whose KV cache fits beside weights, activations and everything else the engine keeps."""
-    whole = scenario.but(context=int(round(load.prompt + load.output)), prompt=int(round(load.prompt)), batch=1)
+    whole = scenario.but(context=round(load.prompt + load.output), prompt=round(load.prompt), batch=1)
     kv = float(kv_cache_bytes(whole).max())
     others = float(ledger(whole).total_bytes().max()) - kv
     budget = scenario.engine.memory_utilization * scenario.fleet.usable_bytes()

@@ -34,6 +34,7 @@ ANSWERS = [
     ["hw", "compare", "h200", "h100-sxm"],
     ["models", "list"],
     ["models", "show", "qwen3-30b-a3b"],
+    ["records", "schema"],
 ]
 NO = [["fits", "mixtral-8x7b", "--gpu", "rtx-4090", "--ram", "64GB"]]
 
@@ -192,7 +193,7 @@ def test_a_full_or_closed_standard_output_is_no_no() -> None:
         assert result.stderr.count("\n") == (code == 3)
 
 
-@pytest.mark.parametrize("arguments", [[], ["hw"], ["models"]], ids=str)
+@pytest.mark.parametrize("arguments", [[], ["hw"], ["models"], ["records"]], ids=str)
 def test_a_bare_command_prints_its_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, *arguments)
     assert (code, err) == (ExitCode.YES, "")

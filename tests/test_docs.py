@@ -26,6 +26,10 @@ def files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(json.loads(zoo[0])["config"]))
     cli.run(["hw", "show", "rtx-4090", "--toml"])
     (tmp_path / "my-gpu.toml").write_text(capsys.readouterr().out)
+    result = Path(__file__).parent / "data" / "importers" / "vllm_bench_0_10.json"
+    (tmp_path / "result.json").write_text(result.read_text())
+    row = "h200,gemm,bf16,180,us,4096,4096,4096,12.8,cublas sweep"
+    (tmp_path / "mine.csv").write_text(f"device,kernel,dtype,value,unit,m,n,k,version,source\n{row}\n")
     write(tmp_path / "model-Q4_K_M.gguf", "llama", shapes_of("llama"), T.F16)
 
 

@@ -1,8 +1,10 @@
-"""Tables of what is listed: hardware files and models."""
+"""Tables of what is listed: hardware files, models, measurements."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from rich.markup import escape
 
 from ...units import format_bytes, format_count, format_gib
 from .. import catalogue as a
@@ -28,6 +30,10 @@ def render(out: Console, answer: a.CatalogueAnswer) -> None:
             out.print(table(_MODEL_COLUMNS, map(_model_row, answer.rows)))
         case a.ModelSheet():
             _model(out, answer)
+        case a.RecordSchema():
+            _columns(out, answer)
+        case a.ImportReport():
+            _imported(out, answer)
 
 
 def _sheet(out: Console, answer: a.HardwareSheet) -> None:
@@ -41,8 +47,23 @@ def _sheet(out: Console, answer: a.HardwareSheet) -> None:
 
 def _lint(out: Console, answer: a.LintReport) -> None:
     for finding in answer.findings:
-        out.print(f"[bold red]{finding.file}[/]: {finding.key}: {finding.problem}")
+        out.print(f"[bold red]{escape(finding.file)}[/]: {escape(f'{finding.key}: {finding.problem}')}")
     out.print(f"{answer.files} file{'s' * (answer.files != 1)} checked, {len(answer.findings)} findings")
+
+
+def _columns(out: Console, answer: a.RecordSchema) -> None:
+    rows = ([c.name, c.unit, "every row" if c.required else ", ".join(c.needed_by), c.meaning] for c in answer.columns)
+    out.print(table(["column", "unit", "needed by", "meaning"], rows, left=4))
+    out.print("\nany order; one row a measurement; leave blank what does not apply")
+
+
+def _imported(out: Console, answer: a.ImportReport) -> None:
+    rows = ([escape(t) for t in (r.kernel, r.device, r.model, f"{r.value:.6g} {r.unit}", r.note)] for r in answer.rows)
+    if answer.rows:
+        out.print(table(["measured", "on", "model", "value", "note"], rows, left=5))
+    for reason in answer.skipped:
+        out.print(f"[yellow]left out:[/] {escape(reason)}")
+    out.print(f"{len(answer.rows)} new in {escape(answer.out)}, which holds {answer.records_in_file}")
 
 
 def _comparison(out: Console, answer: a.Comparison) -> None:
