@@ -21,6 +21,7 @@ from ..simulator.parameters import LatencyBandwidth, ThreeConstants
 from . import forms
 
 SOFTNESS = 0.1  # log ratio beyond which a residual counts less than squared
+UNKNOWN_LOG_SD = 1.0  # what is known of a parameter before any measurement: its order of magnitude
 FIRST = ("floor_s", "_fraction", "row_s")  # what moves in the first stage
 CHOICES = {"most_splits": (32.0, 1.0), "packs_heads": (1.0, 0.0)}
 
@@ -109,7 +110,8 @@ def _fit_one(
     parameters = forms.build(form, values)
     left = np.log(measured_s / seconds(table, d, parameters, cache))
     freedom = len(left) / max(1, len(left) - len(movable))
-    covariance = np.linalg.pinv(found.jac.T @ found.jac) * float(np.mean(weights * left**2)) * freedom
+    noise = max(float(np.mean(weights * left**2)) * freedom, 1e-12)
+    covariance = np.linalg.inv(found.jac.T @ found.jac / noise + np.eye(len(movable)) / UNKNOWN_LOG_SD**2)
     log_sd = np.sqrt(np.maximum(np.diag(covariance), 0.0))
     scale = np.where(log_sd > 0, log_sd, np.inf)
     sds = np.zeros(len(names))
