@@ -29,7 +29,7 @@ from .simulator.planner.fit import Candidate, Verdict, Wishes
 from .simulator.report.account import UNNAMED, evidence_of, explain_row, flags_of, layout_of, question_of
 from .simulator.report.contract import envelope
 from .simulator.scenario import Engine, Numerics, Phase, Scenario, Sharding
-from .simulator.schedule import price
+from .simulator.schedule import COMPOSITION_LOG_SD, price
 from .simulator.workload import zoo
 from .simulator.workload.model import Model
 
@@ -381,7 +381,7 @@ def explain_step(
     step = decode_step(decided) if phase is Phase.DECODE else prefill_step(decided)
     operators = price(lower(decided, step), decided, calibrations)
     rows, parts = rows_of(operators, calibrations), shares(operators)
-    whole = total(row.time for row in rows)
+    whole = total(row.time for row in rows).displaced(COMPOSITION_LOG_SD)
     answer = a.ExplainAnswer(
         phase=phase.value,
         step_tokens=float(np.asarray(step.sequences, float) * np.asarray(step.new_tokens, float)),

@@ -49,7 +49,7 @@ class Column(NamedTuple):
 
 
 REQUIRED = ("device", "kernel", "dtype", "value", "unit")
-TEXTS = ("model", "weights", "kv", "engine", "version", "source", "date", "note")
+TEXTS = ("model", "weights", "kv", "engine", "version", "cache", "source", "date", "note")
 SPREAD = ("p10", "p90")
 SYSTEM = ("tp", "pp", "ep", "batch", "context", "prompt", "output")
 
@@ -63,6 +63,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("p90", "as value", "90th percentile of the measurement"),
     Column("engine", "text", "software that ran it, such as vllm, llama.cpp or cublas", False),
     Column("version", "text", "version of that software", False),
+    Column(
+        "cache", "text", "cold: other work swept it before each run; reused: one operator in a loop; blank: cold", False
+    ),
     Column("source", "text", "where the number comes from: a file, a log, a page", False),
     Column("date", "text", "when it was measured, YYYY-MM-DD", False),
     Column("note", "text", "anything a reader must know", False),

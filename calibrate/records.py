@@ -67,6 +67,7 @@ class Record(NamedTuple):
     p90: float | None = None
     engine: str = ""
     version: str = ""
+    cache: str = ""
     source: str = ""
     date: str = ""
     note: str = ""
@@ -295,15 +296,15 @@ def write(path: Path, records: Sequence[Record]) -> None:
 
 
 def tables(records: Sequence[Record]) -> list[Measurements]:
-    """The kernel records as operator tables a cost model prices, one for each class, kernel and device.
+    """The kernel records as operator tables a cost model prices, one for each kernel, device, engine and cache state.
 
-    Whole-system records are left out; the device of a table is that of any record it came from.
+    Whole-system records are left out; device, engine and cache of a table are those of any record it came from.
     """
-    groups: dict[tuple[Kernel, str], list[int]] = {}
+    groups: dict[tuple[Kernel, str, str, str], list[int]] = {}
     for index, record in enumerate(records):
         if record.is_kernel:
-            groups.setdefault((record.identity, record.device), []).append(index)
-    return [_table(kernel, records, group) for (kernel, _), group in groups.items()]
+            groups.setdefault((record.identity, record.device, record.engine, record.cache), []).append(index)
+    return [_table(key[0], records, group) for key, group in groups.items()]
 
 
 def _table(kernel: Kernel, records: Sequence[Record], group: list[int]) -> Measurements:

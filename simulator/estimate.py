@@ -134,6 +134,10 @@ class Estimate:
             _times(self.extrapolated_s, n),
         )
 
+    def displaced(self, log_sd: float) -> Estimate:
+        """The same time, less certain: everything in it may be off together by this much more."""
+        return dataclasses.replace(self, shared_sd_s=np.asarray(np.hypot(self.shared_sd_s, self.time_s * log_sd)))
+
     def weighted_rows(self, weights: Array) -> Estimate:
         """Sum over the leading row axis with `weights` (rows,): repetitions within a row, independence between rows."""
         ndim = max(a.ndim for a in self._arrays())

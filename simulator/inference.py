@@ -17,7 +17,7 @@ from .lowering.decoder import lower
 from .memory import kv_cache_bytes
 from .operators import Copy, Kernel, KernelName, one_row
 from .scenario import Phase, Scenario, Step
-from .schedule import Priced, Stages, pipeline_cycle, pipeline_fill, pipeline_tail, price, stages_of
+from .schedule import COMPOSITION_LOG_SD, Priced, Stages, pipeline_cycle, pipeline_fill, pipeline_tail, price, stages_of
 
 
 def decode_step(scenario: Scenario) -> Step:
@@ -49,7 +49,7 @@ def decode_in_detail(scenario: Scenario, calibrations: CalibrationSet) -> Decode
     """The decode step with the priced operators behind it."""
     operators = price(lower(scenario, decode_step(scenario)), scenario, calibrations)
     micro_batches = np.minimum(np.asarray(scenario.batch, float), scenario.sharding.pp)
-    return Decoded(pipeline_cycle(stages_of(operators), micro_batches), operators)
+    return Decoded(pipeline_cycle(stages_of(operators), micro_batches).displaced(COMPOSITION_LOG_SD), operators)
 
 
 def prefill(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:
@@ -74,7 +74,7 @@ def prefill(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:
             + stages.through.scaled((rest > 0) & (full == 0))
             + pipeline_tail(stages).scaled((rest > 0) & (full > 0))
         )
-    return result
+    return result.displaced(COMPOSITION_LOG_SD)
 
 
 def _prefill_stages(scenario: Scenario, calibrations: CalibrationSet, new_tokens: Array, past_tokens: Array) -> Stages:

@@ -14,6 +14,13 @@ from .lowering.decoder import Program
 from .operators import Table
 from .scenario import Scenario
 
+COMPOSITION_LOG_SD = 0.106
+"""What a step's operators leave out (host work, other engine versions, fusions), as a shared relative error.
+
+With it 80 % of 1,185 public serving measurements lie in their intervals; fitted without a model's rows it covers 79 %
+of them (`roofplan validate --from serving`).
+"""
+
 
 class Priced(NamedTuple):
     """A table of operators with the time of one repetition of each row."""

@@ -23,7 +23,7 @@ from .estimate import Array, Estimate, overhead, total
 from .lowering.decoder import lower
 from .memory import kv_cache_bytes, ledger
 from .scenario import Phase, Scenario, Step
-from .schedule import pipeline_cycle, price, stages_of
+from .schedule import COMPOSITION_LOG_SD, pipeline_cycle, price, stages_of
 
 BATCHES = 25  # points at which the fixed point is bracketed
 
@@ -58,8 +58,10 @@ def serve(scenario: Scenario, load: Load, calibrations: CalibrationSet) -> Serve
     rough = _at(scenario, load, batches, calibrations)
     running = _fixed_point(load, batches, rough)
     final = _at(scenario, load, np.array([running]), calibrations)
-    one = final.time.row(0), final.service.row(0), final.decode.row(0)
-    return Served(*one, running, float(final.mixed[0]), most < load.clients and running >= 0.999 * most)
+    time, service, decode = (t.row(0).displaced(COMPOSITION_LOG_SD) for t in (final.time, final.service, final.decode))
+    return Served(
+        time, service, decode, running, float(final.mixed[0]), most < load.clients and running >= 0.999 * most
+    )
 
 
 def running_limit(scenario: Scenario, load: Load) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...hwspecs.device import Fleet, Kind
-from ..calibration import Cache, CalibrationSet, Denominators, Parameters
+from ..calibration import Cache, CalibrationSet, Denominators, Parameters, Resolved
 from ..estimate import NO_TIME, Array, Estimate, Terms, priced
 from ..operators import (
     Attention,
@@ -152,8 +152,12 @@ def estimate(table: Table, fleet: Fleet, calibrations: CalibrationSet) -> Estima
 
     Where the rate that bounds a row is itself an assumption, so is the time, and its error is that much larger.
     """
-    resolved = calibrations.resolve(table.kernel)
-    amount, parts = work(table), terms(table, datasheet(fleet, table.kernel), resolved.calibration.parameters)
+    return estimate_with(table, fleet, calibrations.resolve(table.kernel))
+
+
+def estimate_with(table: Table, fleet: Fleet, resolved: Resolved, cache: Cache = Cache.COLD) -> Estimate:
+    """The same with a calibration that was found already."""
+    amount, parts = work(table), terms(table, datasheet(fleet, table.kernel), resolved.calibration.parameters, cache)
     busy = (amount.flops + amount.traffic_bytes) > 0
     outside = np.where(busy, resolved.calibration.hull.outside(amount.flops, amount.traffic_bytes), 0.0)
     return priced(
@@ -179,4 +183,4 @@ def _guessed(table: Table, fleet: Fleet, parts: Terms) -> npt.NDArray[np.bool_] 
     return np.asarray(np.where(parts.compute_s > parts.memory_s, peak, bandwidth))
 
 
-__all__ = ["Work", "datasheet", "estimate", "terms", "work"]
+__all__ = ["Work", "datasheet", "estimate", "estimate_with", "terms", "work"]

@@ -67,20 +67,25 @@ def busiest_rank(
 ) -> Load:
     """Expected load of the busiest rank of `ranks`, each holding `experts / ranks`; alpha 0 is uniform routing.
 
-    Experts get shares as in `touched_experts`; a rank's sum scatters by the shares' coefficient of variation over the
-    root of its experts. Rows are padded to the first of `row_blocks` that holds the mean load of a touched expert.
+    Experts get shares as in `touched_experts` and fall to ranks at random. The busiest rank is the larger of two
+    estimates: its mean plus the expected maximum of `ranks` normal sums; the most popular expert beside average ones.
+    Rows are padded to the first of `row_blocks` that holds the mean load of a touched expert.
     """
     unique, inverse = np.unique(np.asarray(tokens, dtype=float), return_inverse=True)
     local = max(1, experts // ranks)
-    share = _shares(unique, local, alpha)
-    spread = share.std(axis=1) / share.mean(axis=1) / np.sqrt(local)
+    everywhere = _shares(unique, experts, alpha)
+    mean, popular = 1.0 / experts, everywhere.max(axis=1)
     above = np.interp(np.log2(ranks), np.log2([n for n, _ in _EXPECTED_MAXIMUM]), [z for _, z in _EXPECTED_MAXIMUM])
-    rows = np.minimum(unique * top_k / ranks * (1 + above * spread), unique * min(top_k, local))
+    normal = local * mean + above * everywhere.std(axis=1) * np.sqrt(local)
+    around = popular + (local - 1) * (1.0 - popular) / max(1, experts - 1)
+    busiest = np.maximum(normal, around) if ranks > 1 else np.ones_like(unique)
+    rows = np.minimum(unique * top_k * busiest, unique * min(top_k, local))
+    share = _shares(unique, local, alpha)
     loads = rows[:, None] * share
     touched = np.minimum(-np.expm1(-loads).sum(axis=1) if ranks > 1 else _touched(unique, share, top_k), rows)
-    mean = rows / np.maximum(touched, 1e-9)
+    average = rows / np.maximum(touched, 1e-9)
     limits = np.array(row_blocks)
-    block = limits[np.minimum(np.searchsorted(limits, mean), len(limits) - 1)]
+    block = limits[np.minimum(np.searchsorted(limits, average), len(limits) - 1)]
     blocks = np.maximum(np.ceil(loads / block[:, None] - 1e-9).sum(axis=1) - (local - touched), touched)
     shape = np.shape(tokens)
     return Load(*(np.asarray(v[inverse].reshape(shape)) for v in (rows, touched, blocks, block)))

@@ -1,0 +1,129 @@
+"""Judge whole serving steps: time per output token of public runs, composed from operators, nothing fitted on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import InputError
+from ..hwspecs.device import Device, Fleet
+from ..hwspecs.load import fleet_of, load
+from ..simulator.calibration import Calibration, Errors
+from ..simulator.engines import engine
+from ..simulator.estimate import Array, Estimate
+from ..simulator.parameters import LatencyBandwidth, ThreeConstants
+from ..simulator.scenario import Numerics, Scenario, Sharding
+from ..simulator.serving import Load, serve
+from ..simulator.workload import zoo
+from ..simulator.workload.formats import FORMATS
+from .judge import errors
+from .serving_rows import ServingRow
+from .transfer import COLLECTIVES, Calibrations
+
+AS_STORED = ("int4", "mxfp4")  # formats of some tensors only: those of the checkpoint itself
+
+
+class Compared(NamedTuple):
+    """A row with our time per output token and those of the two baselines, composed the same way."""
+
+    row: ServingRow
+    time: Estimate
+    pure_s: float
+    three_s: float
+
+
+class Ratios(NamedTuple):
+    """How well ratios between neighbouring rows are met, in percent, beside ratio = 1 and the best constant."""
+
+    pairs: int
+    median: float
+    p90: float
+    unit_median: float
+    constant_median: float
+
+
+def question(row: ServingRow) -> tuple[Scenario, Load, Fleet]:
+    """The row as a question."""
+    model = zoo.bundled(row.model)
+    stored = model.native if row.weights in AS_STORED else FORMATS[row.weights]
+    fleet = fleet_of(load(Device, row.device), row.devices)
+    prompt, output = row.isl * row.mean_length, row.osl * row.mean_length
+    tokens = max(1, round(prompt))
+    scenario = Scenario(
+        model,
+        fleet,
+        1,
+        tokens + 1,
+        tokens,
+        Numerics(stored, row.kv),
+        Sharding(row.tp, row.pp, row.ep),
+        engine=engine(row.engine),
+    )
+    return scenario, Load(row.concurrency, prompt, output, alike=row.mean_length == 1.0), fleet
+
+
+def why_not(row: ServingRow) -> str | None:
+    """Why a row cannot be composed; None where it can."""
+    if row.attention_dp > 1:
+        return "attention is data-parallel: not lowered yet"
+    return None
+
+
+def compare(
+    rows: Sequence[ServingRow], known: Sequence[Calibration], progress: Callable[[str], None]
+) -> list[Compared]:
+    """Every row that can be composed, with the model and both baselines."""
+    models = (tuple(known), tuple(map(_three, known)), tuple(map(_pure, known)))
+    answers: dict[tuple[str, int, str], tuple[Calibrations, ...]] = {}  # the same for all rows of a device and engine
+    found = []
+    for number, row in enumerate(rows, start=1):
+        if number % 100 == 0:
+            progress(f"serving row {number}/{len(rows)}")
+        if why_not(row) is not None:
+            continue
+        scenario, load_, fleet = question(row)
+        key = (row.device, row.devices, row.engine)
+        if key not in answers:
+            answers[key] = tuple(Calibrations(fleet, known_, row.engine) for known_ in models)
+        times = [serve(scenario, load_, c).time_per_output_token for c in answers[key]]
+        found.append(Compared(row, times[0], float(times[2].time_s), float(times[1].time_s)))
+    if not found:
+        raise InputError("no row can be composed", key="rows", value=len(rows))
+    return found
+
+
+def _three(calibration: Calibration) -> Calibration:
+    return calibration._replace(parameters=calibration.baseline)
+
+
+def _pure(calibration: Calibration) -> Calibration:
+    link = calibration.kernel.name in COLLECTIVES
+    return calibration._replace(parameters=LatencyBandwidth(0.0, 0.0, 1.0) if link else ThreeConstants(0.0, 1.0, 1.0))
+
+
+def errors_of(found: Sequence[Compared]) -> Errors:
+    """Errors of some rows' time per output token."""
+    return errors(
+        np.array([float(c.time.time_s) for c in found]),
+        np.array([c.row.tpot_s for c in found]),
+        np.array([float(c.time.log_sd) for c in found]),
+        np.array([c.pure_s for c in found]),
+        np.array([c.three_s for c in found]),
+    )
+
+
+def ratios(found: Sequence[Compared], pairs: Sequence[tuple[ServingRow, ServingRow]]) -> Ratios:
+    """Errors of predicted ratios between neighbouring rows."""
+    ours = {c.row.id: float(c.time.time_s) for c in found}
+    both = [(a, b) for a, b in pairs if a.id in ours and b.id in ours]
+    truth = np.array([a.tpot_s / b.tpot_s for a, b in both])
+    guess = np.array([ours[a.id] / ours[b.id] for a, b in both])
+    error = np.abs(guess / truth - 1)
+
+    def median(values: Array) -> float:
+        return 100 * float(np.median(np.abs(values)))
+
+    constants = [median(c / truth - 1) for c in np.geomspace(0.3, 3.0, 200)]
+    return Ratios(len(both), median(error), 100 * float(np.quantile(error, 0.9)), median(1 / truth - 1), min(constants))
