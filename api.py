@@ -121,8 +121,8 @@ def load_calibrations(fleet: Fleet, path: str | None = None) -> Calibrations:
             files.append(place)
         else:
             raise InputError("no such file or folder", file=str(place), key="calibration")
-    known_ = [c for file in [*files, *store.bundled_files()] for c in store.read(file)]
-    return Calibrations(fleet, tuple(known_))
+    own = [c for file in files for c in store.read(file)]
+    return Calibrations(fleet, (*own, *store.bundled()))
 
 
 def make_scenario(

@@ -6,10 +6,11 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,6 +55,45 @@ def read(path: Path) -> tuple[Calibration, ...]:
         raise InputError(error.problem, file=file, key=error.key, value=error.value) from None
     except (AttributeError, LookupError, TypeError, ArithmeticError, ValueError) as error:
         raise InputError(f"damaged entry: {error}", file=file, remedy="write it with `roofplan calibrate`") from None
+
+
+class Entry(NamedTuple):
+    """One line of a bundled file, read only when its kernel is asked for: a query needs few of some three hundred."""
+
+    kernel: Kernel
+    device: str
+    line: str
+    head: str
+    file: str
+
+    def calibration(self) -> Calibration:
+        """The calibration on the line."""
+        return _parsed(self)
+
+
+@lru_cache(maxsize=512)
+def _parsed(entry: Entry) -> Calibration:
+    return _from_json(json.loads(entry.head), json.loads(entry.line), entry.file)
+
+
+_KEYS = re.compile(r'\{"kernel":"([^"]+)","dtype":"([^"]+)"')
+
+
+@lru_cache(maxsize=1)
+def bundled() -> tuple[Entry, ...]:
+    """The entries of the bundled files, which `write` laid out a line each."""
+    found = []
+    for path in bundled_files():
+        first, *lines, _ = path.read_text(encoding="utf-8").splitlines()
+        head = first.removesuffix("[") + "[]}"
+        device = str(json.loads(head)["device"])
+        for line in lines:
+            keys = _KEYS.match(line)
+            if keys is None:
+                raise InputError("not laid out as `roofplan calibrate` writes it", file=str(path), value=line[:80])
+            kernel = Kernel(KernelName(keys[1]), DType(keys[2]))
+            found.append(Entry(kernel, device, line.rstrip(","), head, str(path)))
+    return tuple(found)
 
 
 @lru_cache(maxsize=64)

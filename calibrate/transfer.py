@@ -9,7 +9,7 @@ measured borrows the parameters of its nearest kin, by the table below, and is t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from ..hwspecs.device import SWITCHED_BYTES_PER_S, Device, Fleet
 from ..simulator.calibration import Basis, Calibration, Denominators, Resolved
 from ..simulator.estimate import Tier
 from ..simulator.operators import Kernel, KernelName
+from . import store
 
 ANY_DEVICE = "any"
 ENGINES = ("vllm", "sglang", "trtllm")
@@ -53,12 +54,12 @@ class Calibrations:
     """All calibrations at hand, asked for one fleet."""
 
     fleet: Fleet
-    known: tuple[Calibration, ...]
+    known: tuple[Calibration | store.Entry, ...]
     engine: str = "vllm"
 
     @cached_property
-    def _by_kernel(self) -> dict[Kernel, list[Calibration]]:
-        groups: dict[Kernel, list[Calibration]] = {}
+    def _by_kernel(self) -> dict[Kernel, list[Calibration | store.Entry]]:
+        groups: dict[Kernel, list[Calibration | store.Entry]] = {}
         for calibration in self.known:
             groups.setdefault(calibration.kernel, []).append(calibration)
         return groups
@@ -88,9 +89,9 @@ class Calibrations:
         return Resolved(borrowed.calibration, Tier.ASSUMED, borrowed.shared_log_sd, own, reason)
 
     def _direct(self, kernel: Kernel) -> Resolved | None:
-        candidates = self._by_kernel.get(kernel, [])
+        group = self._by_kernel.get(kernel, [])
         device = self.fleet.device
-        own = [c for c in candidates if c.device == device.key and self._same_datasheet(c, kernel)]
+        own = [c for c in _read(e for e in group if e.device == device.key) if self._same_datasheet(c, kernel)]
         if own:
             best = min(own, key=lambda c: (self._other_engine(c), c.engine != ENGINES[0]))  # earlier places win
             if best.basis is Basis.ASSUMED:
@@ -102,6 +103,7 @@ class Calibrations:
                 return Resolved(best, Tier.CALIBRATED, best.shared_log_sd, best.own_log_sd, reason)
             reason = f"{kernel}: no measurement of {self.engine} on {device.key}, that of another engine ({best.id})"
             return Resolved(best, Tier.TRANSFERRED, best.transfer_log_sd, best.transfer_own_log_sd, reason)
+        candidates = _read(group)
         relatives = [c for c in candidates if c.device != ANY_DEVICE and _related(c, device, self.fleet)]
         if relatives:
             best = min(relatives, key=lambda c: self._distance(c, kernel))
@@ -138,6 +140,10 @@ class Calibrations:
         ratio = here / (d.bandwidth_bytes_per_s / d.peak_flops_per_s)
         other = calibration.architecture != device.architecture
         return other, self._other_engine(calibration), abs(math.log(ratio))
+
+
+def _read(entries: Iterable[Calibration | store.Entry]) -> list[Calibration]:
+    return [e if isinstance(e, Calibration) else e.calibration() for e in entries]
 
 
 def _related(calibration: Calibration, device: Device, fleet: Fleet) -> bool:

@@ -329,3 +329,9 @@ def test_messages_outside_the_hull_widen_too_and_none_at_all_does_not() -> None:
     assert float(inside.extrapolated_s[0]) == 0 and float(outside.extrapolated_s[0]) == float(outside.time_s[0])
     assert float(outside.log_sd[0]) > float(inside.log_sd[0]) + WIDENING_PER_DECADE
     assert float(alone.time_s[0]) == 0.0 and float(alone.extrapolated_s[0]) == 0.0
+
+
+def test_lines_read_alone_equal_the_whole_file() -> None:
+    alone = [entry.calibration() for entry in store.bundled()]
+    assert alone == [c for path in FILES for c in store.read(path)]
+    assert [(e.kernel, e.device) for e in store.bundled()] == [(c.kernel, c.device) for c in alone]
