@@ -55,7 +55,8 @@ def test_bundled_files_hold_sensible_calibrations(path: Path) -> None:
                 structural = name.rpartition(".")[2] in CHOICES
                 assert structural or r.low * (1 - 1e-4) <= value <= r.high * (1 + 1e-4), (c.id, name)
         assert all(low <= high for low, high in (c.hull.flops, c.hull.bytes))
-        assert 0 < c.own_log_sd < 1.5 and 0 <= c.shared_log_sd < 1 and 0 < c.transfer_log_sd < 1.5
+        assert 0 < c.own_log_sd < 1.5 and 0 <= c.shared_log_sd < 1
+        assert 0 < c.transfer_log_sd < 2  # on another device the same label may hide a kernel several times slower
         low, middle, high = c.residual_quantiles
         assert low < middle < high and c.provenance.source and c.provenance.fitted
         if c.basis is Basis.ASSUMED:
