@@ -19,6 +19,7 @@ from ..simulator.calibration import (
     Cache,
     Calibration,
     Denominators,
+    Errors,
     Hull,
     Parameters,
     Provenance,
@@ -28,7 +29,7 @@ from ..simulator.estimate import Array
 from ..simulator.operators import Kernel, KernelName, Table
 from ..simulator.parameters import LatencyBandwidth, ScaledGemm
 from . import forms, silicon, store
-from .fit import baseline, earned, pure_roofline, seconds, spread
+from .fit import Fit, baseline, earned, pure_roofline, seconds, spread
 from .judge import errors
 from .sample import designed, points, split_sites
 from .transfer import ANY_DEVICE, kindred, may_lend
@@ -50,22 +51,30 @@ class Fitted(NamedTuple):
     seconds: Array
 
 
-def fit_series(series: silicon.Series, seed: int = SEED) -> Fitted:
-    """Fit one series on a designed sample of half its sites and judge it on all rows of the other half."""
+class Trial(NamedTuple):
+    """A fit on a designed sample of half the sites, judged on all rows of the other half."""
+
+    found: Fit
+    baseline: Parameters
+    own_log_sd: float
+    shared_log_sd: float
+    sample: Table
+    judged: Table
+    judged_s: Array
+    accuracy: Errors
+
+
+def try_series(series: silicon.Series, d: Denominators, seed: int = SEED) -> Trial:
+    """Fit and judge one series on a device of these rates."""
     assert series.kernel is not None
     measured, kernel = silicon.load(series), series.kernel
-    device = load_part(Device, series.device)
-    d = datasheet(fleet_of(device), kernel)
     inside, outside = split_sites(measured.table, measured.site, seed)
-    candidates, judged = measured.table.take(inside), measured.table.take(outside)
+    candidates, judged, truth = measured.table.take(inside), measured.table.take(outside), measured.seconds[outside]
     chosen = designed(candidates, measured.seconds[inside], points(kernel.name), seed)
-    rows = candidates.take(chosen.rows)
-    known = measured.seconds[inside][chosen.rows]
+    rows, known = candidates.take(chosen.rows), measured.seconds[inside][chosen.rows]
     found = earned(forms.form_of(kernel, series.engine), rows, known, chosen.weights, d, Cache.REUSED)
     three = baseline(rows, known, chosen.weights, d).parameters
-    low, middle, high = found.residual_quantiles
-    own, shared = spread(found.residual_quantiles), max(SHARED_FLOOR, abs(middle))
-    truth = measured.seconds[outside]
+    own, shared = spread(found.residual_quantiles), max(SHARED_FLOOR, abs(found.residual_quantiles[1]))
     accuracy = errors(
         seconds(judged, d, found.parameters, Cache.REUSED),
         truth,
@@ -73,40 +82,51 @@ def fit_series(series: silicon.Series, seed: int = SEED) -> Fitted:
         pure_roofline(judged, d),
         seconds(judged, d, three, Cache.REUSED),
     )
-    amount = work(rows)
+    return Trial(found, three, own, shared, rows, judged, truth, accuracy)
+
+
+def fit_series(series: silicon.Series, seed: int = SEED) -> Fitted:
+    """The calibration of one series and a sample of the rows it was judged on."""
+    assert series.kernel is not None
+    device = load_part(Device, series.device)
+    d = datasheet(fleet_of(device), series.kernel)
+    trial = try_series(series, d, seed)
+    found, truth = trial.found, trial.judged_s
+    amount = work(trial.sample)
     calibration = Calibration(
         device=series.device,
         architecture=device.architecture,
         architecture_class=device.architecture_class,
-        kernel=kernel,
+        kernel=series.kernel,
         engine=series.engine,
         version=series.version,
         source=series.source,
         basis=Basis.FITTED,
         parameters=found.parameters,
-        baseline=three,
+        baseline=trial.baseline,
         log_sd=found.log_sd,
         correlation=found.correlation,
         at_bound=found.at_bound,
         denominators=d,
         hull=Hull(_range(amount.flops), _range(amount.traffic_bytes)),
-        residual_quantiles=(low, middle, high),
-        own_log_sd=own,
-        shared_log_sd=shared,
-        transfer_log_sd=own,  # nobody to try it on yet: the kernel's own errors
-        transfer_own_log_sd=own,
-        accuracy=accuracy,
-        provenance=Provenance(silicon.SOURCE, series.file, datetime.date.today().isoformat(), len(known), len(truth)),
+        residual_quantiles=found.residual_quantiles,
+        own_log_sd=trial.own_log_sd,
+        shared_log_sd=trial.shared_log_sd,
+        transfer_log_sd=trial.own_log_sd,  # nobody to try it on yet: the kernel's own errors
+        transfer_own_log_sd=trial.own_log_sd,
+        accuracy=trial.accuracy,
+        provenance=Provenance(
+            silicon.SOURCE, series.file, datetime.date.today().isoformat(), len(trial.sample.label), len(truth)
+        ),
     )
     few = np.random.default_rng(seed).permutation(len(truth))[:TRANSFER_ROWS]
-    return Fitted(calibration, judged.take(few), truth[few])
+    return Fitted(calibration, trial.judged.take(few), truth[few])
 
 
-def host_bound(calibration: Calibration) -> bool:
+def host_bound_floor(kernel: Kernel, p: Parameters) -> bool:
     """Whether a product was timed with the host's launches, not from a captured graph."""
-    p = calibration.parameters
     floor_s = p.gemm.floor_s if isinstance(p, ScaledGemm) else p[0]
-    return calibration.kernel.name in PRODUCTS and isinstance(floor_s, float) and floor_s > HOST_BOUND_S
+    return kernel.name in PRODUCTS and isinstance(floor_s, float) and floor_s > HOST_BOUND_S
 
 
 def build(out: Path, devices: Iterable[str], progress: Callable[[str], None], workers: int = 2) -> list[Path]:
@@ -120,7 +140,7 @@ def build(out: Path, devices: Iterable[str], progress: Callable[[str], None], wo
             assert accuracy is not None
             done += 1
             progress(f"{done}/{len(series)} {one.name}: {accuracy.mape:.1f} / {accuracy.median:.1f} %")
-            if host_bound(found.calibration):
+            if host_bound_floor(found.calibration.kernel, found.calibration.parameters):
                 series[done - 1] = one._replace(left_out=HOST_BOUND)
             else:
                 fitted.append(found)
