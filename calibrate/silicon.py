@@ -31,6 +31,7 @@ from ..simulator.operators import (
     LatentAttention,
     Table,
 )
+from ..simulator.workload.routing import BALANCED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +68,7 @@ EXPERT_KERNELS = {
 }
 WEIGHT_BYTES = {D.BF16: 2.0, D.FP8: 1.0, D.INT8: 1.0, D.FP4: 4.5 / 8, D.INT4: 4.15625 / 8}
 EXPERT_WEIGHT_BYTES = {**WEIGHT_BYTES, D.FP4: 4.25 / 8}  # mxfp4: one 8-bit scale for 32 weights
-ALPHA = {"balanced": 0.0, "power_law_1.01": 1.01, "power_law_1.2": 1.2}
+ALPHA = {"balanced": BALANCED, "power_law_1.01": 1.01, "power_law_1.2": 1.2}
 COLLECTIVES = {
     "all_reduce": K.ALL_REDUCE,
     "all_gather": K.ALL_GATHER,

@@ -141,7 +141,8 @@ class Experts(Table):
     """A fused mixture-of-experts feed-forward on one of `ranks` expert-parallel ranks; each token passes `top_k`.
 
     `tokens` are those of all ranks together; `experts` those of the layer, of which a rank holds `experts / ranks`.
-    `routing_alpha` is the exponent of the power law over experts, 0 for uniform routing.
+    `routing_alpha` is the exponent of the power law over experts, 0 for uniform
+    routing, -1 for loads that are all alike.
     """
 
     tokens: Array

@@ -6,7 +6,7 @@ large batch every expert is read though each token uses few. Counting total para
 Time, on the busiest rank: two grouped GEMMs (K = hidden then intermediate), rows padded to blocks of b_m,
 
     T = t_0 + t_log log2(1 + N) + t_x touched + passes / (0.9 B) + sum over both of (C^3 + M^3 + L^3)^(1/3)
-    C = 2 blocks max(b_m, 64) 128 ceil(width / 128) K (waves SMs / tiles) / (e P)
+    C = 2 blocks max(b_m, 16) 128 ceil(width / 128) K (waves SMs / tiles) / (e P)
     M = touched weights / (e_m B);  L = waves (K / 64) t_k;  waves = ceil(tiles / SMs)
 
 Source: form and starting values from a study on public tables of fused Triton, CUTLASS and Marlin kernels.
@@ -17,15 +17,17 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ...dtypes import DType
 from ..calibration import Cache, Denominators
 from ..estimate import Array, Terms
-from ..operators import Experts
+from ..operators import Experts, KernelName
 from ..parameters import GroupedExperts
-from ..workload.routing import Load, Routing, busiest_rank, touched_experts
+from ..workload.routing import BALANCED, Load, Routing, busiest_rank, touched_experts
 
 ROW_BLOCKS = (16.0, 64.0, 128.0)  # rows of a block by mean load of a touched expert
+MARLIN_ROW_BLOCKS = (8.0, 16.0, 32.0, 64.0)  # of the integer weight-only kernels (vllm, fused_marlin_moe.py)
 COLUMN_BLOCK = 128.0
-SMALLEST_MULTIPLY = 64.0  # rows a matrix instruction multiplies, full or not
+SMALLEST_MULTIPLY = 16.0  # rows a matrix instruction multiplies, full or not
 K_BLOCK = 64.0
 MEMORY_FRACTION = 0.9  # of the bandwidth that passes over activations reach
 NORM = 3.0  # exponent of the overlap of compute, weights and k-loop
@@ -53,17 +55,23 @@ def touched(table: Experts) -> Array:
     """Experts of one rank that at least one token chose, so whose weights are read; ranks alike."""
     result = np.empty((len(table.label), *table.tokens.shape[1:]))
     for (experts, top_k, ranks, alpha), rows in _by_kind(table):
-        routing = Routing.POWER_LAW if alpha > 0 else Routing.UNIFORM
-        result[rows] = touched_experts(table.tokens[rows], experts, top_k, routing, alpha) / ranks
+        tokens = table.tokens[rows]
+        if alpha == BALANCED:
+            result[rows] = np.minimum(experts, tokens * top_k) / ranks
+        else:
+            routing = Routing.POWER_LAW if alpha > 0 else Routing.UNIFORM
+            result[rows] = touched_experts(tokens, experts, top_k, routing, alpha) / ranks
     return result
 
 
 def load(table: Experts) -> Load:
     """The busiest rank's load of every row."""
     shape = (len(table.label), *table.tokens.shape[1:])
+    marlin = table.kernel.name is KernelName.EXPERTS_WEIGHT_ONLY and table.kernel.dtype in (DType.INT4, DType.INT8)
+    row_blocks = MARLIN_ROW_BLOCKS if marlin else ROW_BLOCKS
     result = Load(*(np.empty(shape) for _ in Load._fields))
     for (experts, top_k, ranks, alpha), rows in _by_kind(table):
-        part = busiest_rank(table.tokens[rows], experts, top_k, ranks, alpha, ROW_BLOCKS)
+        part = busiest_rank(table.tokens[rows], experts, top_k, ranks, alpha, row_blocks)
         for whole, piece in zip(result, part, strict=True):
             whole[rows] = piece
     return result

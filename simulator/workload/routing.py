@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+BALANCED = -1.0  # in place of an exponent: every expert gets as many tokens as any other, as a benchmark may arrange it
 POWER_LAW_TOP = 0.8  # share of all tokens the most popular expert may receive
 
 Array = npt.NDArray[np.float64]
@@ -82,7 +83,11 @@ def busiest_rank(
     rows = np.minimum(unique * top_k * busiest, unique * min(top_k, local))
     share = _shares(unique, local, alpha)
     loads = rows[:, None] * share
-    touched = np.minimum(-np.expm1(-loads).sum(axis=1) if ranks > 1 else _touched(unique, share, top_k), rows)
+    if alpha == BALANCED:
+        touched = np.minimum(rows, float(local))
+        loads = rows[:, None] / np.maximum(touched, 1.0)[:, None] * (np.arange(local) < touched[:, None])
+    else:
+        touched = np.minimum(-np.expm1(-loads).sum(axis=1) if ranks > 1 else _touched(unique, share, top_k), rows)
     average = rows / np.maximum(touched, 1e-9)
     limits = np.array(row_blocks)
     block = limits[np.minimum(np.searchsorted(limits, average), len(limits) - 1)]
@@ -93,7 +98,7 @@ def busiest_rank(
 
 def _shares(tokens: Array, experts: int, alpha: float) -> Array:
     """Share of the assignments of each expert, (tokens, experts)."""
-    if alpha == 0:
+    if alpha <= 0:
         return np.full((len(tokens), experts), 1.0 / experts)
     quantile = (np.arange(experts) + 0.5) / experts
     top = np.maximum(POWER_LAW_TOP * tokens, 1.0 + 1e-9)[:, None]
