@@ -22,6 +22,7 @@ from .judge import errors
 from .serving_rows import ServingRow
 from .transfer import COLLECTIVES, Calibrations
 
+LEAST_ROWS = 20  # of an engine version, to take an overhead from
 AS_STORED = ("int4", "mxfp4")  # formats of some tensors only: those of the checkpoint itself
 
 
@@ -127,3 +128,43 @@ def ratios(found: Sequence[Compared], pairs: Sequence[tuple[ServingRow, ServingR
 
     constants = [median(c / truth - 1) for c in np.geomspace(0.3, 3.0, 200)]
     return Ratios(len(both), median(error), 100 * float(np.quantile(error, 0.9)), median(1 / truth - 1), min(constants))
+
+
+class StepOverhead(NamedTuple):
+    """What an engine version spends in a step beside its kernels, from every second of its rows, judged on the others.
+
+    `before` and `after` are the median errors in percent on the rows it was not taken from.
+    """
+
+    engine: str
+    version: str
+    rows: int
+    overhead_s: float
+    before: float
+    after: float
+
+
+def step_overheads(found: Sequence[Compared]) -> tuple[StepOverhead, ...]:
+    """The overhead of each engine version that is stated and has enough rows: never part of an untuned figure.
+
+    A step makes one token of each user, so a constant time a step is a constant time a token; the median of what is
+    missing is taken, none where predictions are too long already.
+    """
+    result = []
+    for engine_, version in sorted({(c.row.engine, c.row.version) for c in found if c.row.version}):
+        group = sorted(
+            (c for c in found if (c.row.engine, c.row.version) == (engine_, version)), key=lambda c: c.row.id
+        )
+        if len(group) < LEAST_ROWS:
+            continue
+        taken, judged = group[::2], group[1::2]
+        missing = float(np.median([c.row.tpot_s - float(c.time.time_s) for c in taken]))
+        overhead_s = max(0.0, missing)
+        truth = np.array([c.row.tpot_s for c in judged])
+        ours = np.array([float(c.time.time_s) for c in judged])
+
+        def median(predicted: Array, truth: Array = truth) -> float:
+            return 100 * float(np.median(np.abs(predicted / truth - 1)))
+
+        result.append(StepOverhead(engine_, version, len(group), overhead_s, median(ours), median(ours + overhead_s)))
+    return tuple(result)
