@@ -152,5 +152,5 @@ def decode(table: Attention, d: Denominators, p: SplitKvDecode, cache: Cache) ->
     return Terms(
         memory_s=np.asarray(memory_share),
         floor_s=np.asarray(np.where(busy, p.floor_s, 0.0)),
-        latency_s=np.asarray(np.where(busy, together - memory_share, 0.0) + log),
+        latency_s=np.asarray(np.where(busy, np.maximum(together - memory_share, 0.0), 0.0) + log),
     )

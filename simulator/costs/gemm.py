@@ -115,7 +115,8 @@ def split_k(table: Gemm, d: Denominators, p: SplitKGemm, cache: Cache) -> Terms:
     compute_s = np.where(any_rows, mean(share * powers[0]), 0.0)
     memory_s = np.where(any_rows, mean(share * powers[2] + tail * stretch), 0.0)
     floor_s = np.where(any_rows, p.floor_s, 0.0)
-    return Terms(compute_s, memory_s, floor_s, latency_s=np.asarray(total - compute_s - memory_s - floor_s))
+    rest = np.maximum(total - compute_s - memory_s - floor_s, 0.0)  # rounding may leave less than nothing
+    return Terms(compute_s, memory_s, floor_s, latency_s=np.asarray(rest))
 
 
 def quantise_s(table: Gemm, d: Denominators, p: Quantise) -> Array:

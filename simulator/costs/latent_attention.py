@@ -83,10 +83,11 @@ def decode(table: LatentAttention, d: Denominators, p: LatentDecode, cache: Cach
     busy = table.new_tokens > 0
     safe = np.maximum(together, 1e-300)
     compute_share, memory_share = (np.where(busy, part**2 / safe, 0.0) for part in (compute, memory))
+    rest = np.maximum(together - compute_share - memory_share, 0.0)  # rounding may leave less than nothing
     log = p.doubling_s * np.log2(1 + table.kv_tokens / 64.0)
     return Terms(
         compute_s=np.asarray(compute_share),
         memory_s=np.asarray(memory_share),
         floor_s=np.asarray(np.where(busy, p.floor_s, 0.0)),
-        latency_s=np.asarray(np.where(busy, together - compute_share - memory_share + log, 0.0)),
+        latency_s=np.asarray(np.where(busy, rest + log, 0.0)),
     )
