@@ -9,6 +9,10 @@ Time, on the busiest rank: two grouped GEMMs (K = hidden then intermediate), row
     C = 2 blocks max(b_m, 64) 128 ceil(width / 128) K (waves SMs / tiles) / (e P)
     M = touched weights / (e_m B);  L = waves (K / 64) t_k;  waves = ceil(tiles / SMs)
 
+Widths are 2 intermediate (gate and up) and hidden; tiles = max(1, blocks ceil(width / 128)); rows, touched experts and
+blocks are those of `workload.routing.busiest_rank`. Passes are activation_passes times the busiest rank's rows of
+2 hidden + 2 intermediate, and global_passes times all N top_k assignments of hidden, in activation bytes.
+
 Source: form and starting values from a study on public tables of fused Triton, CUTLASS and Marlin kernels.
 """
 

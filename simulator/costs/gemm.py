@@ -1,7 +1,9 @@
 """Matrix products: 2 m n k FLOPs; and a model of the libraries that compute them.
 
-The library chooses a work quantum (b_m x b_n) and a split S of k; the model prices twelve such choices and takes a
-soft minimum. For one of them, with x blocks for each multiprocessor, K the k of one block and f the clock:
+The library chooses a work quantum (b_m x b_n: 16 x 128 or 64 x 64) and a split S of k (a power of two up to 32); the
+model prices twelve such choices and takes a soft minimum, the mean weighted by T^-50. For one of them, with
+x = ceil(m / b_m) ceil(n / b_n) S / SMs blocks for each multiprocessor, K = k_b ceil(k / (S k_b)) the k of one block and
+f the clock (a split that leaves a block without any of k is no choice):
 
     T = t_0 + G (1 + droop G / (G + tau))                    sustained clock of long kernels
     G = (C^p + L^p + M^p)^(1/p) + e W + D + [S > 1] R        imperfect overlap; exposed write; cold DRAM; reduction
@@ -9,6 +11,16 @@ soft minimum. For one of them, with x blocks for each multiprocessor, K the k of
     L = ceil(x / occupancy) (K / k_b) k_block_cycles / f     k-loop latency; k_b is 128 bytes along k
     M = cold operands / (read_fraction B) + (1 - e) W + (warm operands + re-reads) / L2 rate
     e = phi + (1 - phi) / max(1, x)                          the last wave's result is written after everything
+    R = split_s + 8 S m n / L2 rate                          4-byte partial results, written and read
+
+L2 rates are bytes per clock and multiprocessor, times f and SMs. Occupancy is min(4, accumulators / (b_m b_n)) blocks.
+Of buffers of B bytes the share miss(B) = 1 / (1 + (c / B)^10), c = l2_fraction L2, is cold. In a model's step weights
+are cold wholly, inputs and result by miss(both); in a benchmark's loop weights by miss(five copies of them, inputs and
+result), inputs and result by miss(all three). W takes the result's cold share at write_fraction B, the rest at the L2
+rate of writes; D is dram_latency by the weights' cold share. Re-reads are what a wave of blocks, taken as one square,
+reads beyond once; they count while the operands fit the cache, with a the bytes of an element of both together:
+
+    re-reads = max(0, m n k a / sqrt(min(SMs, tiles) b_m b_n) - operands) / (1 + (operands / c)^2)
 
 Source: form and starting values from a study on public GEMM tables (see the README on accuracy); split k, k-loop
 latency and exposed writes carry it, tile menus and wave quantisation do not.

@@ -5,6 +5,8 @@ heads of `nope + rope` keys and `value` values. Decode folds the expansion into 
 multiplies the latent itself: 2 (2 latent + rope) FLOPs a pair, the latent read once for all heads.
 
     T = t_0 + c_log log2(1 + L / 64) + sqrt(T_memory^2 + T_compute^2 + T_block^2),  compute in whole tiles of 64
+    T_compute = 2 sequences L 64 ceil(heads queries / 64) (2 latent + rope) / (e P);  T_block = t_b sequences / SMs
+    T_memory = (queries and outputs of every head, the latent of every key once) / (e_m B)
 
 Source: form and starting values from a study on public tables of TensorRT-LLM's kernels.
 """

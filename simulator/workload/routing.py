@@ -67,8 +67,12 @@ def busiest_rank(
 ) -> Load:
     """Expected load of the busiest rank of `ranks`, each holding `experts / ranks`; alpha 0 is uniform routing.
 
-    Experts get shares as in `touched_experts`; a rank's sum scatters by the shares' coefficient of variation over the
-    root of its experts. Rows are padded to the first of `row_blocks` that holds the mean load of a touched expert.
+    A rank's experts get shares s as in `touched_experts`; its sum lies above the mean by the expected maximum of as
+    many normal variables, times the shares' coefficient of variation over the root of its experts. It never exceeds
+    the N min(k, local experts) assignments there can be.
+    touched: the sum of 1 - (1 - min(1, k s))^N on one rank, of 1 - exp(-rows s) on several (independent assignments).
+    blocks:  rows are padded to the first of `row_blocks` that holds the mean load of a touched expert, else the last;
+             an expert has ceil(rows s / block) of them, of which those not expected to be touched are taken off again.
     """
     unique, inverse = np.unique(np.asarray(tokens, dtype=float), return_inverse=True)
     local = max(1, experts // ranks)
