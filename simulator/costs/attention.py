@@ -7,13 +7,22 @@ Prefill, many queries (kernels with tiles of 128 x 128; `packs_heads` packs the 
 
     T = t_0 + max((pairs t_pair + tiles t_tile) / SMs,  128 longest t_pair + t_tile) + passes / (0.9 B)
     t_pair = 2 (d_qk + d_v) / (e P / SMs) + c / (16 f)
+    passes = (query_passes heads + kv_passes KV heads) (d_qk + d_v) sequences queries, in activation bytes
 
 Work is spread over multiprocessors or hangs on the longest tile; memory traffic adds up instead of hiding behind it.
+A tile holds R = 128 queries of one head, or 128 / G of G packed ones. The i-th of a sequence multiplies min(past + i R,
+longest) keys, all of them together at least 128 a tile; longest is all keys in whole blocks of 128, or window + R + 64
+where that is less. Heads are packed where a head's queries alone would fill less than 0.9 of what packed ones fill of
+their tiles.
 
 Decode, one query a sequence, n = sequences x KV heads x ceil(G / 64) blocks:
 
     T = t_0 + c_log log2(1 + L / 64) + sqrt(T_memory^2 + T_block^2 + T_step^2)
     T_block = (t_b + t_d D / 128) n / SMs;  T_step = n ceil(L / 128) t_s (D / 128) / SMs
+    T_memory = (queries and outputs + KV (miss + (1 - miss) / l2_speed)) / (e B)
+
+L is the keys read, a window's at most; several queries a sequence count as so many heads of a group G. In a model's
+step miss is 1, in a benchmark's loop x / (1 + x), x = (KV bytes / (l2_fraction L2))^4.
 
 Source: forms and starting values from a study on public tables of FlashAttention 2 and 3, FlashInfer and TensorRT-LLM.
 """
@@ -27,6 +36,7 @@ import numpy as np
 from ..calibration import Cache, Denominators
 from ..estimate import Array, Terms
 from ..operators import Attention
+from ..overlap import norm_of
 from ..parameters import FlashPrefill, SplitKvDecode
 
 TILE = 128  # queries, and keys, of one tile
@@ -145,12 +155,8 @@ def decode(table: Attention, d: Denominators, p: SplitKvDecode, cache: Cache) ->
     wide = table.head_dim / 128.0
     block = (p.block_s + p.block_dim_s * wide) * blocks / d.sm_count
     step = blocks * np.ceil(keys / TILE) * p.step_s * wide / d.sm_count
-    together = np.sqrt(memory**2 + block**2 + step**2)
-    busy = table.new_tokens > 0
-    log = np.where(busy, p.doubling_s * np.log2(1 + keys / 64.0), 0.0)
-    memory_share = np.where(busy, memory**2 / np.maximum(together, 1e-300), 0.0)
-    return Terms(
-        memory_s=np.asarray(memory_share),
-        floor_s=np.asarray(np.where(busy, p.floor_s, 0.0)),
-        latency_s=np.asarray(np.where(busy, together - memory_share, 0.0) + log),
-    )
+    _, (loaded, started, stepped) = norm_of((memory, block, step), 2.0)
+    log = p.doubling_s * np.log2(1 + keys / 64.0)
+    floor = np.full_like(log, p.floor_s)
+    spent = Terms(memory_s=loaded, floor_s=floor, latency_s=np.asarray(started + stepped + log))
+    return spent.where(table.new_tokens > 0)

@@ -9,7 +9,9 @@ NCCL picks protocols and channels as messages grow, which a square root between 
 
 The exponent s tells a switch (0) from ranks that share a host bridge (about 1).
 An engine's own all-reduce takes the faster of two algorithms: every rank reads all others' buffers (one shot), or a
-reduce-scatter and an all-gather (two shots).
+reduce-scatter and an all-gather (two shots), with e for each:
+
+    T = alpha + rho (n - 1) + min(S (n - 1) / R_1, beta + V / R_2)
 """
 
 from __future__ import annotations

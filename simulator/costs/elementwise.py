@@ -1,6 +1,6 @@
 """Norms, rotary embedding, gating, residual adds, look-ups: every byte in once, every byte out once.
 
-    T = launches t_0 + misses / (e B) + hits / (L2 rate)
+    T = launches t_0 + misses / (e B) + hits / (L2 rate),   misses = bytes / (1 + (l2_fraction L2 / bytes)^4)
 
 What such a kernel reads was written by the one before it: a buffer that fits the last-level cache is still there, in a
 model's step as in a benchmark's loop.

@@ -9,6 +9,10 @@ Time, on the busiest rank: two grouped GEMMs (K = hidden then intermediate), row
     C = 2 blocks max(b_m, 16) 128 ceil(width / 128) K (waves SMs / tiles) / (e P)
     M = touched weights / (e_m B);  L = waves (K / 64) t_k;  waves = ceil(tiles / SMs)
 
+Widths are 2 intermediate (gate and up) and hidden; tiles = max(1, blocks ceil(width / 128)); rows, touched experts and
+blocks are those of `workload.routing.busiest_rank`. Passes are activation_passes times the busiest rank's rows of
+2 hidden + 2 intermediate, and global_passes times all N top_k assignments of hidden, in activation bytes.
+
 Source: form and starting values from a study on public tables of fused Triton, CUTLASS and Marlin kernels.
 """
 
@@ -21,6 +25,7 @@ from ...dtypes import DType
 from ..calibration import Cache, Denominators
 from ..estimate import Array, Terms
 from ..operators import Experts, KernelName
+from ..overlap import norm_of
 from ..parameters import GroupedExperts
 from ..workload.routing import BALANCED, Load, Routing, busiest_rank, touched_experts
 
@@ -103,12 +108,8 @@ def grouped(table: Experts, d: Denominators, p: GroupedExperts, cache: Cache) ->
         compute = 2.0 * padded * depth * idle / (p.compute_fraction * d.peak_flops_per_s)
         memory = on.touched * width * depth * weight / (p.read_fraction * d.bandwidth_bytes_per_s)
         k_loop = waves * depth / K_BLOCK * p.k_block_s
-        parts = np.stack(np.broadcast_arrays(compute, memory, k_loop))
-        largest = np.maximum(parts.max(axis=0), 1e-300)
-        powers = (parts / largest) ** NORM
-        sum_of_powers = powers.sum(axis=0)
-        share = largest * sum_of_powers ** (1 / NORM) / sum_of_powers
-        total = total.plus(compute_s=share * powers[0], memory_s=share * powers[1], latency_s=share * powers[2])
+        _, (multiplied, loaded, stepped) = norm_of((compute, memory, k_loop), NORM)
+        total = total.plus(compute_s=multiplied, memory_s=loaded, latency_s=stepped)
     wide = (2.0 * table.hidden + 2.0 * table.intermediate) * table.activation_bytes
     everywhere = table.tokens * table.top_k * table.hidden * table.activation_bytes
     passes = p.activation_passes * on.rows * wide + p.global_passes * everywhere

@@ -5,6 +5,8 @@ heads of `nope + rope` keys and `value` values. Decode folds the expansion into 
 multiplies the latent itself: 2 (2 latent + rope) FLOPs a pair, the latent read once for all heads.
 
     T = t_0 + c_log log2(1 + L / 64) + sqrt(T_memory^2 + T_compute^2 + T_block^2),  compute in whole tiles of 64
+    T_compute = 2 sequences L 64 ceil(heads queries / 64) (2 latent + rope) / (e P);  T_block = t_b sequences / SMs
+    T_memory = (queries and outputs of every head, the latent of every key once) / (e_m B)
 
 Source: form and starting values from a study on public tables of TensorRT-LLM's kernels.
 """
@@ -16,6 +18,7 @@ import numpy as np
 from ..calibration import Cache, Denominators
 from ..estimate import Array, Terms
 from ..operators import NO_WINDOW, Attention, KernelName, LatentAttention
+from ..overlap import norm_of
 from ..parameters import FlashPrefill, LatentDecode
 from . import attention
 
@@ -79,14 +82,7 @@ def decode(table: LatentAttention, d: Denominators, p: LatentDecode, cache: Cach
     compute = arithmetic / (p.compute_fraction * d.peak_flops_per_s)
     memory = traffic_bytes(table) / (p.read_fraction * d.bandwidth_bytes_per_s)
     block = p.block_s * table.sequences / d.sm_count
-    together = np.sqrt(memory**2 + compute**2 + block**2)
-    busy = table.new_tokens > 0
-    safe = np.maximum(together, 1e-300)
-    compute_share, memory_share = (np.where(busy, part**2 / safe, 0.0) for part in (compute, memory))
+    _, (multiplied, loaded, started) = norm_of((compute, memory, block), 2.0)
     log = p.doubling_s * np.log2(1 + table.kv_tokens / 64.0)
-    return Terms(
-        compute_s=np.asarray(compute_share),
-        memory_s=np.asarray(memory_share),
-        floor_s=np.asarray(np.where(busy, p.floor_s, 0.0)),
-        latency_s=np.asarray(np.where(busy, together - compute_share - memory_share + log, 0.0)),
-    )
+    floor = np.full_like(log, p.floor_s)
+    return Terms(multiplied, loaded, floor, latency_s=np.asarray(started + log)).where(table.new_tokens > 0)

@@ -68,9 +68,13 @@ def busiest_rank(
 ) -> Load:
     """Expected load of the busiest rank of `ranks`, each holding `experts / ranks`; alpha 0 is uniform routing.
 
-    Experts get shares as in `touched_experts` and fall to ranks at random. The busiest rank is the larger of two
-    estimates: its mean plus the expected maximum of `ranks` normal sums; the most popular expert beside average ones.
-    Rows are padded to the first of `row_blocks` that holds the mean load of a touched expert.
+    Experts get shares s as in `touched_experts` and fall to ranks at random. The busiest rank is the larger of two
+    estimates: the mean plus the expected maximum of `ranks` normal sums of E / ranks shares; the most popular expert
+    beside average ones. It never exceeds the N min(k, local experts) assignments there can be, and its experts have the
+    shares of as many quantiles. BALANCED: min(rows, local) experts, all alike.
+    touched: the sum of 1 - (1 - min(1, k s))^N on one rank, of 1 - exp(-rows s) on several (independent assignments).
+    blocks:  rows are padded to the first of `row_blocks` that holds the mean load of a touched expert, else the last;
+             an expert has ceil(rows s / block) of them, of which those not expected to be touched are taken off again.
     """
     unique, inverse = np.unique(np.asarray(tokens, dtype=float), return_inverse=True)
     local = max(1, experts // ranks)
