@@ -159,7 +159,9 @@ def _to_json(c: Calibration) -> dict[str, Any]:
         "shared_log_sd": round(c.shared_log_sd, 4),
         "transfer_log_sd": round(c.transfer_log_sd, 4),
         "transfer_own_log_sd": round(c.transfer_own_log_sd, 4),
-        "accuracy": None if c.accuracy is None else {k: _short(v, 4) for k, v in c.accuracy._asdict().items()},
+        "accuracy": None
+        if c.accuracy is None
+        else {"n": c.accuracy.n, **{k: _short(v, 4) for k, v in c.accuracy._asdict().items() if k != "n"}},
         "provenance": c.provenance._asdict(),
     }
 

@@ -17,4 +17,5 @@ def norm_of(parts: tuple[Array, ...], exponent: float) -> tuple[Array, tuple[Arr
     powers = [(part / largest) ** exponent for part in parts]
     sum_of_powers = sum(powers[1:], start=powers[0])
     together = largest * sum_of_powers ** (1 / exponent)
-    return np.asarray(together), tuple(np.asarray(together / sum_of_powers * power) for power in powers)
+    each = together / np.maximum(sum_of_powers, 1e-300)
+    return np.asarray(together), tuple(np.asarray(each * power) for power in powers)

@@ -5,7 +5,7 @@ broadcasting, signs and axes; whether the text is right is the business of measu
 """
 
 import math
-from statistics import NormalDist, fmean, pstdev
+from statistics import NormalDist, pstdev
 
 import numpy as np
 import pytest
@@ -331,13 +331,20 @@ def shares(tokens: float, experts: int, alpha: float) -> list[float]:
 
 
 class Busiest:
-    """The busiest rank, expert by expert."""
+    """The busiest rank, expert by expert; `above` normal deviations is how far the busiest of the ranks lies out."""
 
-    def __init__(self, tokens: float, experts: int, top_k: int, ranks: int, alpha: float, above: float) -> None:
+    def __init__(
+        self, tokens: float, experts: int, top_k: int, ranks: int, alpha: float, above: float, blocks: tuple[float, ...]
+    ) -> None:
         local = experts // ranks
-        s = shares(tokens, local, alpha)
-        excess = 1 + above * pstdev(s) / fmean(s) / math.sqrt(local)
-        self.rows = min(tokens * top_k / ranks * excess, tokens * min(top_k, local))
+        s = shares(tokens, local, max(alpha, 0.0))
+        everywhere = shares(tokens, experts, max(alpha, 0.0))
+        normal = local / experts + above * pstdev(everywhere) * math.sqrt(local)
+        popular = max(everywhere)
+        beside = popular + (local - 1) * (1 - popular) / (experts - 1)
+        busiest = 1.0 if ranks == 1 else max(normal, beside)
+        self.rows = min(tokens * top_k * busiest, tokens * min(top_k, local))
+        loads = [self.rows * share for share in s]
         self.touched = 0.0
         for share in s:
             if ranks == 1:
@@ -345,9 +352,12 @@ class Busiest:
             else:
                 self.touched += 1 - math.exp(-self.rows * share)
         self.touched = min(self.touched, self.rows)
+        if alpha < 0:
+            self.touched = min(self.rows, local)
+            loads = [self.rows / max(self.touched, 1.0) if i < self.touched else 0.0 for i in range(local)]
         mean = self.rows / self.touched
-        self.block = 16 if mean <= 16 else 64 if mean <= 64 else 128
-        number = sum(math.ceil(self.rows * share / self.block - 1e-9) for share in s)
+        self.block = next((block for block in blocks if mean <= block), blocks[-1])
+        number = sum(math.ceil(load / self.block - 1e-9) for load in loads)
         self.blocks = max(number - (local - self.touched), self.touched)
 
 
@@ -356,30 +366,34 @@ MAXIMA = {1: 0.0, 2: 0.564, 4: 1.029, 8: 1.424}
 
 @pytest.mark.parametrize("ranks", [2, 4, 8, 16, 32, 64])
 def test_expected_maxima_are_those_of_normal_variables(ranks: int) -> None:
-    """Read off the spread of a rank's rows: the tabulated constants are the integral, to their three digits."""
-    experts, top_k, tokens, alpha = ranks * 16, 1, 4096.0, 1.2
-    s = shares(tokens, 16, alpha)
+    """Read off the spread of a rank's rows where no expert stands out: the constants are the integral, to 3 digits."""
+    experts, top_k, tokens, alpha = ranks * 64, 1, 100.0, 0.05
+    s = shares(tokens, experts, alpha)
     rows = float(busiest_rank(np.array([tokens]), experts, top_k, ranks, alpha, (16.0,)).rows[0])
-    above = (rows * ranks / (tokens * top_k) - 1) * math.sqrt(16) * fmean(s) / pstdev(s)
+    above = (rows / (tokens * top_k) - 1 / ranks) / (pstdev(s) * math.sqrt(64))
     assert above == pytest.approx(expected_maximum(ranks), abs=2e-3)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, 1.01, 1.2])
+@pytest.mark.parametrize(
+    "kernel", [Kernel(KernelName.EXPERTS, DType.BF16), Kernel(KernelName.EXPERTS_WEIGHT_ONLY, DType.INT4)], ids=str
+)
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 1.0, 1.01, 1.2])
 @pytest.mark.parametrize("ranks", MAXIMA)
-def test_experts(ranks: int, alpha: float) -> None:
+def test_experts(ranks: int, alpha: float, kernel: Kernel) -> None:
+    blocks = (8.0, 16.0, 32.0, 64.0) if kernel.dtype is DType.INT4 else (16.0, 64.0, 128.0)
     rng = np.random.default_rng(7 + ranks)
     for _ in range(40):
         d, p = device(rng), parameters(rng, GroupedExperts)
         experts, top_k, tokens = int(one(rng, 8, 64, 128)), int(one(rng, 1, 2, 6, 8)), number(rng, 1, 50_000)
         hidden, width = 64 * number(rng, 1, 100), 64 * number(rng, 1, 50)
         expert_bytes = 3 * hidden * width * one(rng, 0.53, 1, 2)
-        on = Busiest(tokens, experts, top_k, ranks, alpha, MAXIMA[ranks])
+        on = Busiest(tokens, experts, top_k, ranks, alpha, MAXIMA[ranks], blocks)
         expected = p.floor_s + p.doubling_s * math.log2(1 + tokens) + p.expert_s * on.touched
         for columns, depth in ((2 * width, hidden), (hidden, width)):
             across = math.ceil(columns / 128)
             tiles = max(1.0, on.blocks * across)
             waves = math.ceil(tiles / d.sm_count)
-            compute = 2 * on.blocks * max(on.block, 64) * 128 * across * depth * (waves * d.sm_count / tiles)
+            compute = 2 * on.blocks * max(on.block, 16) * 128 * across * depth * (waves * d.sm_count / tiles)
             compute /= p.compute_fraction * d.peak_flops_per_s
             weights = on.touched * expert_bytes * columns * depth / (3 * hidden * width)
             memory, loop = weights / (p.read_fraction * d.bandwidth_bytes_per_s), waves * depth / 64 * p.k_block_s
@@ -389,7 +403,7 @@ def test_experts(ranks: int, alpha: float) -> None:
         expected += passes / (0.9 * d.bandwidth_bytes_per_s)
         columns = {"tokens": tokens, "hidden": hidden, "intermediate": width, "experts": experts, "top_k": top_k}
         columns |= {"ranks": ranks, "routing_alpha": alpha, "expert_bytes": expert_bytes, "activation_bytes": 2.0}
-        row = one_row(Experts, "e", "l", 1, Kernel(KernelName.EXPERTS, DType.BF16), **columns)
+        row = one_row(Experts, "e", "l", 1, kernel, **columns)
         assert price(row, d, p) == pytest.approx(expected, rel=1e-6), columns
 
 
