@@ -145,7 +145,8 @@ def _order(version: str) -> list[int]:
     return [int(part) for part in version.replace("rc", ".").replace("post", ".").split(".") if part.isdigit()]
 
 
-def catalogue(device: str) -> list[Series]:
+@lru_cache(maxsize=16)
+def catalogue(device: str) -> tuple[Series, ...]:
     """Every series of a device, fitted or not, in a fixed order."""
     folder = FOLDERS.get(device, device)
     found: list[Series] = []
@@ -155,7 +156,7 @@ def catalogue(device: str) -> list[Series]:
         for label, source, kernel, rows in _groups(file, family, path.name):
             reason = _left_out(family, path.name, label, source, kernel)
             found.append(Series(device, engine, version, file, kernel, source, label, rows, reason))
-    return _main_kernels(found)
+    return tuple(_main_kernels(found))
 
 
 def _groups(file: str, family: str, name: str) -> Iterator[tuple[str, str, Kernel | None, int]]:
