@@ -113,6 +113,7 @@ def test_the_sdist_holds_tests_and_builds_the_same_wheel(built: tuple[Path, Path
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     for wanted in ("tests/test_packaging.py", "scripts/test", "LICENSE", "NOTICE", "README.md", "CHANGELOG.md"):
         assert wanted in names
+    assert {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")} <= names
 
 
 def test_an_editable_install_of_a_hyphenated_clone(clone: Path, tmp_path: Path) -> None:
