@@ -26,7 +26,7 @@ from .estimate import Array, Estimate, overhead
 from .lowering.decoder import lower
 from .memory import kv_cache_bytes, ledger
 from .scenario import Phase, Scenario, Step
-from .schedule import pipeline_cycle, price, stages_of
+from .schedule import Priced, pipeline_cycle, price, stages_of
 
 BATCHES = 25  # points at which the fixed point is bracketed
 LARGEST_GRAPH = 512  # sequences of the largest decode step that is captured
@@ -168,6 +168,17 @@ def _prompt_share(mixes: bool, load: Load, steps: Steps) -> float:
     return often / (1.0 + often)
 
 
+def operators_of(
+    scenario: Scenario, load: Load, served: Served, calibrations: CalibrationSet
+) -> tuple[tuple[Priced, ...], tuple[Priced, ...]]:
+    """The operators of the decode step, and all that the time per output token is spent on, each by its share of it."""
+    steps = steps_of(scenario, load._replace(clients=served.in_flight), np.asarray(served.running))
+    decoding, taking = (price(lower(scenario, step), scenario, calibrations) for step in (steps.decode, steps.taking))
+    alone = 1.0 - steps.share if scenario.engine.mixes_prefill else np.ones(())
+    spent = [Priced(t, times.scaled(alone)) for t, times in decoding]
+    return decoding, (*spent, *(Priced(t, times.scaled(steps.share)) for t, times in taking))
+
+
 class _Points(NamedTuple):
     """Times at several numbers of running requests."""
 
@@ -220,4 +231,4 @@ def _fixed_point(mixes: bool, load: Load, batches: Array, points: _Points) -> fl
     return float(batches[i - 1] + (batches[i] - batches[i - 1]) * above / (above + below))
 
 
-__all__ = ["Load", "Served", "Steps", "admitted", "running_limit", "serve", "steps_of"]
+__all__ = ["Load", "Served", "Steps", "admitted", "operators_of", "running_limit", "serve", "steps_of"]
