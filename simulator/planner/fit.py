@@ -87,6 +87,13 @@ def _why_no_layout(scenario: Scenario, tp: int, pp: int, ep: int) -> tuple[str, 
         return "--pp", pp, f"{model.name} has only {model.layers} layers", "ask for fewer stages"
     if ep > 1 and not model.has_experts:
         return "--ep", ep, f"{model.name} has no experts", "leave it out"
+    if max(tp, ep) > fleet.count:
+        return (
+            "--ep",
+            ep,
+            f"that many devices are needed, there are {fleet.count}",
+            f"ask for --gpu {ep}x{fleet.device.key}",
+        )
     if ep > 1 and not layouts(model, fleet.count, tp if tp > 1 else None, pp, ep):
         what = f"deals no expert out evenly with --tp {tp}" if tp > 1 else "deals no expert out evenly here"
         return "--ep", ep, what, "ask for a divisor of --tp and of the experts"
