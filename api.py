@@ -19,14 +19,14 @@ from .hwspecs.load import load_fleet as _load_fleet
 from .simulator import answers as a
 from .simulator.estimate import total
 from .simulator.explain import known, quantity, rate, rows_of, sentence, shares
-from .simulator.inference import decode_step, prefill, prefill_step, swap_out
+from .simulator.inference import Decoded, decode_step, prefill, prefill_step, swap_out
 from .simulator.liveness import peaks
 from .simulator.lowering.decoder import lower
-from .simulator.memory import ALLOCATED, RESERVED, Ledger, TensorClass, kv_cache_bytes, peak_steps
+from .simulator.memory import ALLOCATED, RESERVED, TensorClass, kv_cache_bytes, peak_steps
 from .simulator.planner import fit
 from .simulator.planner.domain import precisions, weight_choices
 from .simulator.planner.fit import Candidate, Verdict, Wishes
-from .simulator.report.account import UNNAMED, evidence_of, explain_row, flags_of, layout_of, question_of
+from .simulator.report.account import UNNAMED, evidence_of, explain_row, flags_of, layout_of, needed, question_of, unfit
 from .simulator.report.contract import envelope
 from .simulator.scenario import Engine, Numerics, Phase, Scenario, Sharding
 from .simulator.schedule import COMPOSITION_LOG_SD, price
@@ -102,10 +102,10 @@ def _unnamed(
     return fleet_of(device, 1, load(Host, host) if host else None, ram), (note,)
 
 
-def load_calibrations(fleet: Fleet, path: str | None = None) -> Calibrations:
-    """The calibrations for a fleet: a file or folder (argument, else ROOFPLAN_CALIBRATION), then the user's, then ours.
+def load_calibrations(fleet: Fleet, path: str | None = None, engine: str = "vllm") -> Calibrations:
+    """The calibrations for a fleet and an engine: from a file or folder, then the user's, then ours.
 
-    Earlier places win where they have the kernel for the device.
+    The file or folder is the argument, else ROOFPLAN_CALIBRATION; earlier places win where they have the kernel.
     """
     places = [Path(p) for p in (path or os.environ.get(CALIBRATION_VARIABLE),) if p]
     user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "roofplan" / "calibrations"
@@ -122,7 +122,7 @@ def load_calibrations(fleet: Fleet, path: str | None = None) -> Calibrations:
         else:
             raise InputError("no such file or folder", file=str(place), key="calibration")
     own = [c for file in files for c in store.read(file)]
-    return Calibrations(fleet, (*own, *store.bundled()))
+    return Calibrations(fleet, (*own, *store.bundled()), engine)
 
 
 def make_scenario(
@@ -153,22 +153,22 @@ def ask_fit(scenario: Scenario, calibrations: Calibrations, wishes: Wishes | Non
     choice = fit.choose(scenario, wishes, calibrations)
     plan, chosen, (step, operators) = choice
     decided = chosen.scenario
-    rows, parts = rows_of(operators, calibrations), shares(operators)
+    parts = shares(operators)
     reach, fits = _reach(chosen), chosen.verdict is not Verdict.NO
     answer = a.FitAnswer(
         verdict=chosen.verdict.label,
-        needed=_needed(chosen.memory),
+        needed=needed(chosen.memory),
         capacity_bytes=decided.fleet.usable_bytes(),
         budget_bytes=fit.budget_bytes(decided),
         max_context=reach[0],
         max_users=reach[1],
         limits_hold=chosen.verdict.label,
         swap_bytes=float(kv_cache_bytes(decided.but(batch=1)).max()),
-        swap=_swap(decided, calibrations) if fits else _unfit("s"),
-        prefill=quantity(prefill(decided, calibrations)) if fits else _unfit("s"),
-        decode_step=quantity(step) if fits else _unfit("s"),
-        tokens_per_s_user=rate(step, 1.0, "tokens/s") if fits else _unfit("tokens/s"),
-        tokens_per_s_total=rate(step, int(decided.batch), "tokens/s") if fits else _unfit("tokens/s"),
+        swap=_swap(decided, calibrations) if fits else unfit("s"),
+        prefill=quantity(prefill(decided, calibrations)) if fits else unfit("s"),
+        decode_step=quantity(step) if fits else unfit("s"),
+        tokens_per_s_user=rate(step, 1.0, "tokens/s") if fits else unfit("tokens/s"),
+        tokens_per_s_total=rate(step, int(decided.batch), "tokens/s") if fits else unfit("tokens/s"),
         binds=sentence("decode", parts) if fits else "memory",
         shares=parts if fits else (),
         plan_status=plan.proof.status.value,
@@ -177,7 +177,7 @@ def ask_fit(scenario: Scenario, calibrations: Calibrations, wishes: Wishes | Non
         remedies=remedies(chosen, wishes, calibrations),
         next_step=_next_step(chosen, wishes),
     )
-    return _report(decided, wishes, answer, evidence_of(step, rows, calibrations) if fits else None)
+    return _report(decided, wishes, answer, evidence_of(step, operators, calibrations) if fits else None)
 
 
 def ask_fit_models(
@@ -193,9 +193,13 @@ def ask_fit_models(
     wishes = wishes or Wishes()
     kept = [m.name for m in models if wishes.weights and weight_choices(m) == (m.native,)]
     free = wishes._replace(weights=None)
-    rows = tuple(_fit_row(s, calibrations, free if s.model.name in kept else wishes) for s in scenarios)
+    found = [_fit_row(s, calibrations, free if s.model.name in kept else wishes) for s in scenarios]
+    decoded = [d for _, d in found if d is not None]
+    operators = [priced for d in decoded for priced in d.operators]
+    evidence = evidence_of(total(d.step for d in decoded), operators, calibrations) if decoded else None
     told = (f"already quantised, so in their own format: {', '.join(kept)}",) if kept else ()
-    return envelope(a.FitList(rows), warnings=_cut_contexts(models, load_ or Load()) + told)
+    rows = tuple(row for row, _ in found)
+    return envelope(a.FitList(rows), None, evidence, _cut_contexts(models, load_ or Load()) + told)
 
 
 def ask_fit_devices(
@@ -213,7 +217,9 @@ def ask_fit_devices(
         found = fit.fewest_devices(scenario, wishes, COUNTS)
         grown = fleet.sized(found.devices if found else COUNTS[-1])
         asked = wishes._replace(weights=found.numerics.weights, kv=found.numerics.kv) if found else wishes
-        rows.append(_fit_row(scenario.but(fleet=grown), load_calibrations(grown, calibration), asked))
+        rows.append(
+            _fit_row(scenario.but(fleet=grown), load_calibrations(grown, calibration, scenario.engine.name), asked)[0]
+        )
     return envelope(a.FitList(tuple(rows)), warnings=_cut_contexts([model], load_ or Load()))
 
 
@@ -230,15 +236,16 @@ def _cut_contexts(models: list[Model], load_: Load) -> tuple[str, ...]:
     return (f"context {asked:,} cut to the model's own limit: {', '.join(cut)}",) if cut else ()
 
 
-def _fit_row(scenario: Scenario, calibrations: Calibrations, wishes: Wishes) -> a.FitRow:
+def _fit_row(scenario: Scenario, calibrations: Calibrations, wishes: Wishes) -> tuple[a.FitRow, Decoded | None]:
+    """A line of a list, and the decode step behind it where there is one."""
     try:
-        _, chosen, (step, operators) = fit.choose(scenario, wishes, calibrations)
+        _, chosen, decoded = fit.choose(scenario, wishes, calibrations)
     except fit.NoLayoutError as error:
-        return _row_without_layout(scenario, wishes, error.problem)
-    decided, fits = chosen.scenario, chosen.verdict is not Verdict.NO
+        return _row_without_layout(scenario, wishes, error.problem), None
+    decided, fits, (step, operators) = chosen.scenario, chosen.verdict is not Verdict.NO, decoded
     context, users = _reach(chosen)
     parts = shares(operators)
-    return a.FitRow(
+    row = a.FitRow(
         model=decided.model.name,
         device=decided.fleet.device.key,
         device_count=decided.fleet.count,
@@ -248,15 +255,16 @@ def _fit_row(scenario: Scenario, calibrations: Calibrations, wishes: Wishes) -> 
         layout=layout_of(decided.sharding),
         batch=int(decided.batch),
         context=int(decided.context),
-        needed=_needed(chosen.memory),
+        needed=needed(chosen.memory),
         max_context=context,
         max_users=users,
-        prefill=quantity(prefill(decided, calibrations)) if fits else _unfit("s"),
-        tokens_per_s_user=rate(step, 1.0, "tokens/s") if fits else _unfit("tokens/s"),
+        prefill=quantity(prefill(decided, calibrations)) if fits else unfit("s"),
+        tokens_per_s_user=rate(step, 1.0, "tokens/s") if fits else unfit("tokens/s"),
         binds=sentence("decode", parts) if fits else "memory",
         weakest=step.weakest_tier().label if fits else "",
         note=parts[0].name if fits else "memory",
     )
+    return row, decoded if fits else None
 
 
 def _row_without_layout(scenario: Scenario, wishes: Wishes, problem: str) -> a.FitRow:
@@ -270,7 +278,7 @@ def _row_without_layout(scenario: Scenario, wishes: Wishes, problem: str) -> a.F
         verdict=Verdict.NO.label,
         weights=numerics.weights.name,
         kv=numerics.kv.value,
-        layout=layout_of(Sharding(wishes.tp or 1, wishes.pp or 1)),
+        layout=layout_of(Sharding(wishes.tp or 1, wishes.pp or 1, wishes.ep or 1)),
         batch=int(scenario.batch),
         context=int(scenario.context),
         needed=none,
@@ -282,11 +290,6 @@ def _row_without_layout(scenario: Scenario, wishes: Wishes, problem: str) -> a.F
         weakest="",
         note="layout",
     )
-
-
-def _unfit(unit: str) -> a.Quantity:
-    """A speed nobody can have: the model does not fit."""
-    return a.Quantity(None, None, None, unit, "does not fit")
 
 
 def _swap(scenario: Scenario, calibrations: Calibrations) -> a.Quantity:
@@ -316,9 +319,9 @@ def _options(scenario: Scenario, wishes: Wishes, chosen: fit.Choice, calibration
             kv=numerics.kv.value,
             layout=layout_of(best.scenario.sharding),
             verdict=best.verdict.label,
-            needed=_needed(best.memory),
+            needed=needed(best.memory),
             max_users=fit.max_users(best.scenario, best.verdict) if fits else 0,
-            tokens_per_s_user=rate(step, 1.0, "tokens/s") if fits else _unfit("tokens/s"),
+            tokens_per_s_user=rate(step, 1.0, "tokens/s") if fits else unfit("tokens/s"),
         )
 
 
@@ -331,7 +334,7 @@ def _next_step(chosen: Candidate, wishes: Wishes) -> str:
 
 def ask_ledger(scenario: Scenario, wishes: Wishes | None = None, calibrations: Calibrations | None = None) -> a.Report:
     """Bytes by class on the fullest device, at the precision and layout `fits` chooses unless pinned."""
-    calibrations = calibrations or load_calibrations(scenario.fleet)
+    calibrations = calibrations or load_calibrations(scenario.fleet, engine=scenario.engine.name)
     wishes = wishes or Wishes()
     chosen = fit.choose(scenario, wishes, calibrations).candidate
     decided, memory = chosen.scenario, chosen.memory
@@ -375,7 +378,7 @@ def explain_step(
     calibrations: Calibrations | None = None,
 ) -> a.Report:
     """One step operator by operator, at the precision and layout `fits` chooses unless pinned."""
-    calibrations = calibrations or load_calibrations(scenario.fleet)
+    calibrations = calibrations or load_calibrations(scenario.fleet, engine=scenario.engine.name)
     wishes = wishes or Wishes()
     decided = fit.choose(scenario, wishes, calibrations).plan.scenario
     step = decode_step(decided) if phase is Phase.DECODE else prefill_step(decided)
@@ -391,12 +394,31 @@ def explain_step(
         shares=parts,
         bandwidth_bytes_per_s=decided.fleet.device.bandwidth_bytes_per_s.value,
     )
-    return _report(decided, wishes, answer, evidence_of(whole, rows, calibrations))
+    return _report(decided, wishes, answer, evidence_of(whole, operators, calibrations))
 
 
-def _needed(memory: Ledger) -> a.Quantity:
-    low, usual, high = (float(np.max(f())) for f in (memory.low_bytes, memory.total_bytes, memory.high_bytes))
-    return known(usual, low, high, "B")
+def ask_serve(
+    scenario: Scenario, calibrations: Calibrations, wishes: Wishes | None = None, *, alike: bool = False
+) -> a.Report:
+    """Steady use by `batch` clients whose prompts have `prompt` tokens and whose answers fill the rest of the context.
+
+    Precision and layout are those `fits` chooses for all clients at once, or for one where all do not fit. `alike`: all
+    requests have these very lengths.
+    """
+    from .simulator.report import serve_account
+    from .simulator.serving import operators_of, serve
+
+    wishes, load = wishes or Wishes(), serve_account.load_of(scenario, alike)
+    chosen = fit.choose(scenario, wishes, calibrations).candidate
+    if chosen.verdict is Verdict.NO:
+        chosen = fit.choose(scenario.but(batch=1), wishes, calibrations).candidate
+    decided = chosen.scenario.but(batch=scenario.batch)
+    if chosen.verdict is Verdict.NO:
+        return _report(decided, wishes, serve_account.refused(chosen, load, _next_step(chosen, wishes)), None)
+    served = serve(decided, load, calibrations)
+    decoding, spent = operators_of(decided, load, served, calibrations)
+    answer = serve_account.answer_of(decided, chosen.verdict, load, served, decoding, wishes)
+    return _report(decided, wishes, answer, evidence_of(served.time_per_output_token, spent, calibrations))
 
 
 def _report(scenario: Scenario, wishes: Wishes, answer: a.Answer, evidence: a.Evidence | None) -> a.Report:

@@ -1,184 +1,35 @@
 """The command line: parses, calls the public functions, prints. No model lives here."""
 
 import contextlib
+import dataclasses
 import functools
 import gc
-import inspect
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import DATA_DATE, __version__
 from .calibrate import commands
 from .errors import ExitCode, InputError, RoofplanError, SurroundingsError
-from .units import parse_bytes, parse_count, parse_rate
+from .options import Asked, Json, Model, Plot, asking, examples, gpu_names, group, model_names, option
+from .units import parse_count
 
 if TYPE_CHECKING:
-    from .api import Load
-    from .calibrate.transfer import Calibrations
-    from .hwspecs.device import Fleet
     from .simulator.answers import Answer, Report
     from .simulator.catalogue import CatalogueAnswer
-    from .simulator.planner.fit import Wishes
-    from .simulator.scenario import Engine, Scenario
 
-EXIT_CODES = (
-    "Exit codes: 0 yes or tight; 1 an honest no; 2 bad input; 3 the environment lacks something; 70 internal; "
-    "130 interrupted; 141 a pipe's reader has gone."
-)
-
-
-def _examples(*lines: str) -> str:
-    return "\n\n".join(("Examples:", *(f"  roofplan {line}" for line in lines), EXIT_CODES))
-
-
-def _typer(help_: str, epilog: str | None = None) -> typer.Typer:
-    return typer.Typer(
-        help=help_,
-        epilog=epilog,
-        no_args_is_help=True,
-        context_settings={"help_option_names": ["-h", "--help"]},
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-    )
-
-
-app = _typer(
+app = group(
     "What fits on your GPUs, how fast it runs, and how far to trust each number.",
-    _examples("fits --gpu rtx-4090", "fits qwen3-32b", "explain qwen3-32b --gpu h200", "hw list", "models list"),
+    examples("fits --gpu rtx-4090", "fits qwen3-32b", "explain qwen3-32b --gpu h200", "hw list", "models list"),
 )
-hw = _typer("Hardware files: list, show, lint, compare.")
-models = _typer("Models: list the bundled ones, show any of them tensor by tensor.")
+hw = group("Hardware files: list, show, lint, compare.")
+models = group("Models: list the bundled ones, show any of them tensor by tensor.")
 app.add_typer(hw, name="hw")
 app.add_typer(models, name="models")
-
-
-def _model_names(incomplete: str = "") -> list[str]:
-    from .simulator.workload import zoo
-
-    return [name for name in zoo.names() if name.startswith(incomplete)]
-
-
-def _gpu_names(incomplete: str = "") -> list[str]:
-    from .hwspecs.device import Cluster, Device
-    from .hwspecs.load import names
-
-    return [name for name in (*names(Device), *names(Cluster)) if name.startswith(incomplete)]
-
-
-def _option(help_: str, metavar: str | None = None, **rest: Any) -> Any:
-    return typer.Option(help=help_, metavar=metavar, show_default=rest.pop("show_default", True), **rest)
-
-
-Model = Annotated[
-    str, typer.Argument(help="Bundled name, config.json or its folder, or .gguf.", autocompletion=_model_names)
-]
-Plot = Annotated[Path | None, _option("Also draw a picture: .png, .svg or .pdf.", "FILE")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object (its schema: `roofplan schema`).")]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The options every question takes; one list for all commands."""
-
-    gpu: Annotated[
-        str | None,
-        _option(
-            "h200, 2xh100-sxm, 8xh200 or your own .toml; default: this machine.", "NAME", autocompletion=_gpu_names
-        ),
-    ] = None
-    batch: Annotated[str, _option("Users served at once.", "N")] = "1"
-    context: Annotated[str | None, _option("Tokens of each user in the KV cache (32k = 32768); default 8k.", "N")] = (
-        None
-    )
-    prompt: Annotated[str | None, _option("Tokens of the prompt; default: the whole context.", "N")] = None
-    weights: Annotated[
-        str | None, _option("Pin the weight format: bf16, fp16, fp8, fp8-block, int8, int4, mxfp4, nvfp4.", "FORMAT")
-    ] = None
-    kv: Annotated[str | None, _option("Pin the KV cache format: bf16, fp16, fp8, int8.", "FORMAT")] = None
-    tp: Annotated[int | None, _option("Pin the tensor-parallel degree.", "N", min=1)] = None
-    pp: Annotated[int | None, _option("Pin the number of pipeline stages.", "N", min=1)] = None
-    ram: Annotated[str | None, _option("Host memory, such as 64GB.", "SIZE")] = None
-    host: Annotated[str | None, _option("Host file (`roofplan hw list`).", "NAME")] = None
-    vram: Annotated[str | None, _option("Memory of an unnamed card, such as 24GB.", "SIZE")] = None
-    bandwidth: Annotated[str | None, _option("Memory bandwidth of an unnamed card, such as 1TB/s.", "RATE")] = None
-    memory_utilization: Annotated[float, _option("Share of a device an engine may claim.", "SHARE")] = 0.9
-    max_batched_tokens: Annotated[str, _option("Most tokens an engine puts into one step.", "N")] = "8192"
-    graphs: Annotated[bool, _option("Whether the engine captures CUDA graphs.")] = True
-    calibration: Annotated[str | None, _option("Calibration file or folder; else $ROOFPLAN_CALIBRATION.", "PATH")] = (
-        None
-    )
-
-    def load(self) -> "Load":
-        """Batch, context and prompt as numbers."""
-        from .api import Load
-
-        context = None if self.context is None else parse_count(self.context, "--context")
-        prompt = None if self.prompt is None else parse_count(self.prompt, "--prompt")
-        return Load(parse_count(self.batch, "--batch"), context, prompt)
-
-    def fleet(self) -> "tuple[Fleet, tuple[str, ...]]":
-        """The hardware asked about."""
-        from . import api
-
-        return api.load_fleet(
-            self.gpu,
-            host=self.host,
-            ram_bytes=None if self.ram is None else parse_bytes(self.ram, "--ram"),
-            vram_bytes=None if self.vram is None else parse_bytes(self.vram, "--vram"),
-            bandwidth_bytes_per_s=None if self.bandwidth is None else parse_rate(self.bandwidth, "--bandwidth"),
-        )
-
-    def wishes(self) -> "Wishes":
-        """What the asker pinned."""
-        from .simulator.planner.fit import Wishes
-        from .simulator.workload.formats import kv_format, weight_format
-
-        weights = None if self.weights is None else weight_format(self.weights)
-        return Wishes(weights, None if self.kv is None else kv_format(self.kv), self.tp, self.pp)
-
-    def engine(self) -> "Engine":
-        """The knobs of the serving engine."""
-        from .simulator.scenario import Engine
-
-        tokens = parse_count(self.max_batched_tokens, "--max-batched-tokens")
-        return Engine(self.memory_utilization, tokens, graphs=self.graphs)
-
-    def scenario(self, model: str) -> "tuple[Scenario, Wishes, Calibrations, tuple[str, ...]]":
-        """The whole question, everything checked before anything is computed."""
-        from . import api
-
-        engine = self.engine()
-        wishes, load = self.wishes(), self.load()
-        loaded = api.load_model(model)
-        fleet, notes = self.fleet()
-        calibrations = api.load_calibrations(fleet, self.calibration)
-        return api.make_scenario(loaded, fleet, engine=engine, **load._asdict()), wishes, calibrations, notes
-
-
-def asking(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of `Asked`, handed over as its parameter `asked`."""
-    own = inspect.signature(command).parameters
-    hints = Asked.__annotations__
-    shared = inspect.signature(Asked).parameters
-
-    @functools.wraps(command)
-    def wrapper(**values: Any) -> None:
-        asked = Asked(**{name: values.pop(name) for name in shared})
-        command(asked=asked, **values)
-
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    mine = [p.replace(kind=keyword) for name, p in own.items() if name != "asked"]
-    theirs = [inspect.Parameter(n, keyword, default=p.default, annotation=hints[n]) for n, p in shared.items()]
-    wrapper.__signature__ = inspect.Signature(mine[:1] + theirs + mine[1:])  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in (*mine, *theirs)}
-    return wrapper
 
 
 class Step(StrEnum):
@@ -198,7 +49,7 @@ def _root(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "fits",
         "fits --gpu rtx-4090 --ram 64GB",
         "fits llama-3.1-70b --gpu 2xh100-sxm --context 32k --batch 8 --json",
@@ -210,7 +61,7 @@ def _root(
 def fits(
     model: Annotated[
         str | None,
-        typer.Argument(help="Bundled name, config.json or .gguf; default: all bundled.", autocompletion=_model_names),
+        typer.Argument(help="Bundled name, config.json or .gguf; default: all bundled.", autocompletion=model_names),
     ] = None,
     *,
     asked: Asked,
@@ -224,11 +75,11 @@ def fits(
     from . import api
 
     unnamed = asked.gpu is None and asked.vram is None and asked.bandwidth is None
-    wishes, load, engine = asked.wishes(), asked.load(), asked.engine()
+    wishes, load, engine = asked.wishes(), asked.load(), asked.profile()
     if model is None:
         fleet, notes = asked.fleet()
-        calibrations = api.load_calibrations(fleet, asked.calibration)
-        zoo = [api.load_model(name) for name in _model_names()]
+        calibrations = api.load_calibrations(fleet, asked.calibration, engine.name)
+        zoo = [api.load_model(name) for name in model_names()]
         _answer(api.ask_fit_models(zoo, fleet, calibrations, wishes, load, engine), json, notes)
         return
     if unnamed and asked.fleet()[0].device.vendor == "cpu":
@@ -240,13 +91,13 @@ def fits(
     _answer(api.ask_fit(scenario, calibrations, wishes), json, notes)
 
 
-@app.command(epilog=_examples("explain qwen3-32b --gpu h200 --batch 16 --context 8k --plot roofline.png"))
+@app.command(epilog=examples("explain qwen3-32b --gpu h200 --batch 16 --context 8k --plot roofline.png"))
 @asking
 def explain(
     model: Model,
     *,
     asked: Asked,
-    step: Annotated[Step, _option("Which step to open.")] = Step.decode,
+    step: Annotated[Step, option("Which step to open.")] = Step.decode,
     plot: Plot = None,
     json: Json = False,
 ) -> None:
@@ -259,7 +110,7 @@ def explain(
     _answer(api.explain_step(scenario, Phase(step.value), wishes, calibrations), json, notes, plot)
 
 
-@app.command(epilog=_examples("memory mixtral-8x7b --gpu 2xa100-80gb --context 32k --plot map.png"))
+@app.command(epilog=examples("memory mixtral-8x7b --gpu 2xa100-80gb --context 32k --plot map.png"))
 @asking
 def memory(model: Model, *, asked: Asked, plot: Plot = None, json: Json = False) -> None:
     """What takes the room: weights, KV cache, activations, graphs, context; allocated, reserved, nvidia-smi."""
@@ -270,7 +121,37 @@ def memory(model: Model, *, asked: Asked, plot: Plot = None, json: Json = False)
     _answer(api.ask_ledger(scenario, wishes, calibrations), json, notes, plot)
 
 
-HardwareName = Annotated[str, typer.Argument(help="Bundled name or your own .toml.", autocompletion=_gpu_names)]
+@app.command(
+    epilog=examples(
+        "serve llama-3.1-70b --gpu 2xh100-sxm --clients 32 --prompt 1k --output 512",
+        "serve qwen3-30b-a3b --gpu h200 --clients 64 --prompt 4k --output 1k --engine sglang --json",
+    )
+)
+@functools.partial(asking, without=("batch", "context", "prompt"))
+def serve(
+    model: Model,
+    *,
+    asked: Asked,
+    clients: Annotated[str, option("Clients that each send the next request when their answer is complete.", "N")],
+    prompt: Annotated[str, option("Mean tokens of a prompt (1k = 1024).", "N")],
+    output: Annotated[str, option("Mean tokens of an answer.", "N")],
+    alike: Annotated[bool, typer.Option("--alike", help="All requests have these very lengths, as fixed tests do.")] = (
+        False
+    ),
+    json: Json = False,
+) -> None:
+    """Continuous batching in steady use: time per output token, tokens/s, service time to the first token."""
+    from . import api
+
+    batch, taken, made = (
+        parse_count(text, f"--{key}") for key, text in (("clients", clients), ("prompt", prompt), ("output", output))
+    )
+    asked = dataclasses.replace(asked, batch=str(batch), prompt=str(taken), context=str(taken + made))
+    scenario, wishes, calibrations, notes = asked.scenario(model)
+    _answer(api.ask_serve(scenario, calibrations, wishes, alike=alike), json, notes)
+
+
+HardwareName = Annotated[str, typer.Argument(help="Bundled name or your own .toml.", autocompletion=gpu_names)]
 
 
 @hw.command("list")
@@ -311,7 +192,7 @@ def hw_lint(
 
 @hw.command("compare")
 def hw_compare(
-    devices: Annotated[list[str], typer.Argument(help="Two or more devices.", autocompletion=_gpu_names)],
+    devices: Annotated[list[str], typer.Argument(help="Two or more devices.", autocompletion=gpu_names)],
     json: Json = False,
 ) -> None:
     """Devices side by side, each number as a multiple of the first."""
@@ -367,9 +248,9 @@ class CalibrationSource(StrEnum):
     silicon = "silicon"
 
 
-@app.command(epilog=_examples("calibrate --from silicon --out my-calibrations"))
+@app.command(epilog=examples("calibrate --from silicon --out my-calibrations"))
 def calibrate(
-    out: Annotated[Path, _option("Folder the calibration files are written to.", "DIR")],
+    out: Annotated[Path, option("Folder the calibration files are written to.", "DIR")],
     source: Annotated[
         CalibrationSource,
         typer.Option("--from", help="Where measurements come from: public kernel tables (extra `silicon`)."),
@@ -419,7 +300,7 @@ def _answer(report: "Report", json: bool, notes: tuple[str, ...], plot: Path | N
         raise typer.Exit(ExitCode.NO)
 
 
-commands.register(app, _typer, _examples, _plain)
+commands.register(app, group, examples, _plain)
 
 
 def main() -> None:

@@ -27,10 +27,11 @@ class Quantity(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the model is cut: tensor parallel x pipeline parallel = devices used."""
+    """How the model is cut: tensor parallel x pipeline parallel = devices used; `ep` groups hold whole experts."""
 
     tp: int
     pp: int
+    ep: int
     devices: int
 
 
@@ -49,6 +50,7 @@ class Question(NamedTuple):
     bits_per_weight: float
     kv: str
     layout: Layout
+    engine: str
     memory_utilization: float
     max_batched_tokens: int
     routing: str
@@ -224,6 +226,35 @@ class ExplainAnswer(NamedTuple):
     bandwidth_bytes_per_s: float
 
 
+class ServeAnswer(NamedTuple):
+    """Steady use by clients (the question's `batch`) that each send the next request when their answer is complete.
+
+    Of `in_flight` requests `running` decode at a time; `waiting` clients have no place in the KV cache. `prompt_share`
+    of the steps take prompts in, and the prompts of others take `prefill_share` of the time per output token.
+    `limited_by` is `clients`, `kv cache` or `prompts`. `first_token_service` leaves out the time in a queue.
+    """
+
+    verdict: str
+    output: int
+    alike: bool
+    needed: Quantity
+    capacity_bytes: float
+    time_per_output_token: Quantity
+    tokens_per_s_user: Quantity
+    tokens_per_s_total: Quantity
+    first_token_service: Quantity
+    decode_step: Quantity
+    running: float
+    in_flight: float
+    waiting: float
+    limited_by: str
+    prompt_share: float
+    prefill_share: float
+    binds: str
+    shares: tuple[Share, ...]
+    next_step: str
+
+
 class SchemaId(NamedTuple):
     """Name and version of the contract."""
 
@@ -231,7 +262,7 @@ class SchemaId(NamedTuple):
     version: int
 
 
-Answer = FitAnswer | FitList | MemoryAnswer | ExplainAnswer
+Answer = FitAnswer | FitList | MemoryAnswer | ExplainAnswer | ServeAnswer
 
 
 class Report(NamedTuple):

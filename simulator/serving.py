@@ -1,15 +1,18 @@
 """Serving under continuous batching, in steady use: time per output token, and time to first token without a queue.
 
-A closed loop of `clients`: each sends a prompt, reads its whole answer, sends the next. B of them decode at a time; a
-share of the steps carries a prompt, or a chunk of one, along:
+A closed loop of clients: each sends a prompt, reads its whole answer, sends the next. N of them are in the engine (all,
+or as many as its KV cache holds), B of those decode at a time, and f steps take k prompts in for each decode step:
 
-    T = (1 - f) T_decode(B) + f T_mixed(B),   f = B chunks / output      mixing engines
-    T = T_decode(B) + (B / output) T_prefill                             engines that prefill in steps of their own
-    B = clients * output T / (output T + S),  B <= what the KV cache holds
+    T = (1 - f) T_decode(B) + f T_mixed(B, k)     engines that let prompts ride along with decode steps, f <= 1
+    T = T_decode(B) + f T_prefill(k)              engines that prefill in steps of their own
+    f k = B (1 - 1/N) / output                    the prompts of the others come during a request's answer
+    k = f k / (1 - exp(-f k))                     those that come in one step share it: a Poisson number of them
+    B = N output T / (output T + S)               Little's law
 
 S is the time a prompt takes from its first step to its last: a service time. A request that waits for a place waits
-longer, and how long is not modelled here. Source: the fixed point is Little's law; mixing follows Sarathi-Serve
-(arXiv 2403.02310), which measures what prefills cost the decodes beside them.
+longer, and how long is not modelled here. Source: an arrival in a closed network meets the N - 1 others (Sevcik and
+Mitrani 1981); mixing follows Sarathi-Serve (arXiv 2403.02310), which measures what prefills cost the decodes beside
+them. `tests/test_serving.py` holds it against a simulation of single requests.
 """
 
 from __future__ import annotations
@@ -19,13 +22,15 @@ from typing import NamedTuple
 import numpy as np
 
 from .calibration import CalibrationSet
-from .estimate import Array, Estimate, overhead, total
+from .estimate import Array, Estimate, overhead
 from .lowering.decoder import lower
 from .memory import kv_cache_bytes, ledger
 from .scenario import Phase, Scenario, Step
-from .schedule import COMPOSITION_LOG_SD, pipeline_cycle, price, stages_of
+from .schedule import COMPOSITION_LOG_SD, Priced, pipeline_cycle, price, stages_of
 
 BATCHES = 25  # points at which the fixed point is bracketed
+LARGEST_GRAPH = 512  # sequences of the largest decode step that is captured
+FULL = 0.98  # share of the room for prompts from which on it is what limits
 
 
 class Load(NamedTuple):
@@ -41,36 +46,140 @@ class Load(NamedTuple):
 
 
 class Served(NamedTuple):
-    """Steady use: `running` requests decode at a time, `mixed_share` of the steps carry a prompt along."""
+    """Steady use: of `in_flight` requests `running` decode at a time; `prompt_share` of all steps take prompts in.
+
+    `time_per_token_of_all` is the inverse of the output tokens of all requests a second. `cache_limited`: the other
+    clients wait for room in the KV cache. `prompt_limited`: every step is full of prompts, more of them wait.
+    """
 
     time_per_output_token: Estimate
     first_token_service: Estimate
     decode_step: Estimate
+    time_per_token_of_all: Estimate
     running: float
-    mixed_share: float
+    in_flight: float
+    prompt_share: float
     cache_limited: bool
+    prompt_limited: bool
 
 
 def serve(scenario: Scenario, load: Load, calibrations: CalibrationSet) -> Served:
     """The steady state of a load on the scenario's model, layout and engine."""
-    most = max(1.0, min(load.clients, running_limit(scenario, load)))
-    batches = np.unique(np.round(np.geomspace(1.0, most, BATCHES), 3))
-    rough = _at(scenario, load, batches, calibrations)
-    running = _fixed_point(load, batches, rough)
-    final = _at(scenario, load, np.array([running]), calibrations)
-    time, service, decode = (t.row(0).displaced(COMPOSITION_LOG_SD) for t in (final.time, final.service, final.decode))
+    held = admitted(scenario, load)
+    batches = np.unique(np.round(np.geomspace(1.0, held.clients, BATCHES), 3))
+    points = _at(scenario, held, batches, calibrations)
+    running = _fixed_point(scenario.engine.mixes_prefill, held, batches, points)
+    final = _at(scenario, held, np.asarray(running), calibrations)
     return Served(
-        time, service, decode, running, float(final.mixed[0]), most < load.clients and running >= 0.999 * most
+        time_per_output_token=final.time.displaced(COMPOSITION_LOG_SD),
+        first_token_service=final.service.displaced(COMPOSITION_LOG_SD),
+        decode_step=final.decode.displaced(COMPOSITION_LOG_SD),
+        time_per_token_of_all=final.of_all.displaced(COMPOSITION_LOG_SD),
+        running=running,
+        in_flight=held.clients,
+        prompt_share=_prompt_share(scenario.engine.mixes_prefill, held, final.steps),
+        cache_limited=held.clients < load.clients,
+        prompt_limited=scenario.engine.mixes_prefill and float(final.steps.asked) > FULL,
     )
 
 
+def admitted(scenario: Scenario, load: Load) -> Load:
+    """The load of those clients that are in the engine at a time; one is, whatever the ledger says."""
+    return load._replace(clients=max(1.0, min(load.clients, running_limit(scenario, load))))
+
+
 def running_limit(scenario: Scenario, load: Load) -> float:
-    """Requests whose KV cache fits beside weights, activations and everything else the engine keeps."""
-    whole = scenario.but(context=round(load.prompt + load.output), prompt=round(load.prompt), batch=1)
-    kv = float(kv_cache_bytes(whole).max())
-    others = float(ledger(whole).total_bytes().max()) - kv
-    budget = scenario.engine.memory_utilization * scenario.fleet.usable_bytes()
-    return float(np.floor((budget - others) / kv)) if kv > 0 else np.inf
+    """Requests whose KV cache fits beside weights, activations and everything else the engine keeps.
+
+    Room for the activations of a full step is set aside before the cache gets the rest, whatever the prompts are.
+    """
+    engine, prompts = scenario.engine, max(1, round(scenario.engine.max_batched_tokens / load.prompt))
+    whole = scenario.but(context=round(load.prompt + load.output), prompt=round(load.prompt), batch=prompts)
+    kv = kv_cache_bytes(whole)
+    left = engine.memory_utilization * scenario.fleet.usable_bytes() - (ledger(whole).total_bytes() - kv)
+    return float(np.floor((left / np.maximum(kv / prompts, 1.0)).min()))
+
+
+class Steps(NamedTuple):
+    """What B running requests are served with: steps that only decode, and steps that take prompts in, piece by piece.
+
+    A request endures `share` of the latter for each decode step (where they mix: of all steps). `own` is such a step as
+    a prompt meets it, in company more often than a step is; `wave` prompts, or one `pieces`-th of one, fill a step, and
+    `asked` is how full the steps would be if all prompts came in. Pieces are priced at their mean past: exact in FLOPs
+    and bytes where attention has no window.
+    """
+
+    decode: Step
+    taking: Step
+    own: Step
+    share: Array
+    asked: Array
+    pieces: Array
+    wave: Array
+
+
+def steps_of(scenario: Scenario, load: Load, running: Array) -> Steps:
+    """The steps at each number of running requests; all of `load.clients` are in the engine."""
+    engine, stages = scenario.engine, np.minimum(running, scenario.sharding.pp)
+    room = np.maximum(engine.max_batched_tokens - (running if engine.mixes_prefill else 0.0 * running), 1.0)
+    pieces = np.ceil(load.prompt / room) if engine.chunks_prefill else np.ones_like(running)
+    wave = np.clip(room / load.prompt, 1.0, load.clients)
+    coming = np.maximum(_endured(engine.mixes_prefill, load, running, wave) / load.output * pieces / stages, 1e-9)
+    together = wave if load.alike else np.minimum(coming / -np.expm1(-coming), wave)
+    met = wave if load.alike else np.minimum(1.0 + coming, wave)
+    share = np.minimum(coming / together, 1.0) if engine.mixes_prefill else np.asarray(coming / together)
+
+    def taking(prompts: Array) -> Step:
+        size = np.asarray(load.prompt / pieces)
+        prefill = Step(Phase.PREFILL, prompts, size, size * (pieces - 1) / 2)
+        return _decoding(load, running / stages)._replace(riding=prefill) if engine.mixes_prefill else prefill
+
+    decode = _decoding(load, running / stages, engine.graphs)
+    return Steps(decode, taking(together), taking(met), share, np.asarray(coming / wave), pieces, wave)
+
+
+def _endured(mixes: bool, load: Load, running: Array, wave: Array) -> Array:
+    """Prompts of others that are taken in while a request decodes.
+
+    Requests of unlike lengths end one by one, and each is followed by a new prompt. Alike ones stay a wave: where
+    prefills come first and alone, all prompts are taken in before anybody decodes on, and the request in the middle
+    waits for half of the others. (An engine that mixes staggers the wave by its steps, and all count.)
+    """
+    if load.alike and not mixes:
+        return np.asarray((load.clients - wave) / 2)
+    return np.asarray(running * (1 - 1 / load.clients))
+
+
+def _decoding(load: Load, sequences: Array, captured: bool = False) -> Step:
+    """A decode step at the mean context of an answer half written.
+
+    Captured steps are padded: vLLM captures 1, 2, 4 and the multiples of 8 (`cudagraph_capture_sizes` in
+    vllm/config), SGLang much the same. Padding reads no KV cache.
+    """
+    held, context = sequences, load.prompt + load.output / 2
+    if captured:
+        padded = np.where(sequences <= 4, 2 ** np.ceil(np.log2(sequences)), 8 * np.ceil(sequences / 8))
+        held = np.where(padded <= LARGEST_GRAPH, padded, sequences)
+    return Step(Phase.DECODE, held, 1, np.asarray((context + 1) * sequences / held - 1))
+
+
+def _prompt_share(mixes: bool, load: Load, steps: Steps) -> float:
+    """Share of all steps that take prompts in; of a wave a request endures half of them only."""
+    if mixes:
+        return float(steps.share)
+    often = float(load.clients / steps.wave * steps.pieces / load.output if load.alike else steps.share)
+    return often / (1.0 + often)
+
+
+def operators_of(
+    scenario: Scenario, load: Load, served: Served, calibrations: CalibrationSet
+) -> tuple[tuple[Priced, ...], tuple[Priced, ...]]:
+    """The operators of the decode step, and all that the time per output token is spent on, each by its share of it."""
+    steps = steps_of(scenario, load._replace(clients=served.in_flight), np.asarray(served.running))
+    decoding, taking = (price(lower(scenario, step), scenario, calibrations) for step in (steps.decode, steps.taking))
+    alone = 1.0 - steps.share if scenario.engine.mixes_prefill else np.ones(())
+    spent = [Priced(t, times.scaled(alone)) for t, times in decoding]
+    return decoding, (*spent, *(Priced(t, times.scaled(steps.share)) for t, times in taking))
 
 
 class _Points(NamedTuple):
@@ -79,66 +188,42 @@ class _Points(NamedTuple):
     time: Estimate
     service: Estimate
     decode: Estimate
-    mixed: Array
+    of_all: Estimate
+    steps: Steps
 
 
 def _at(scenario: Scenario, load: Load, running: Array, calibrations: CalibrationSet) -> _Points:
-    """Time per token, service time of a prompt and decode step at each number of running requests."""
-    decode = _step(scenario, _decoding(running, load, scenario.sharding.pp), calibrations)
-    budget = float(scenario.engine.max_batched_tokens)
-    if not scenario.engine.mixes_prefill:
-        pieces = _pieces(load.prompt, np.full_like(running, budget))
-        service = total(_step(scenario, Step(Phase.PREFILL, 1, new, past), calibrations) for new, past in pieces)
-        time = decode + service.scaled(_prefills_endured(running, load) / load.output)
-        return _Points(time, service, decode, np.zeros_like(running))
-    room = np.maximum(budget - running, 1.0) if scenario.engine.chunks_prefill else np.full_like(running, load.prompt)
-    pieces = _pieces(load.prompt, room)
-    mixed = [_step(scenario, _mixing(running, load, scenario, new, past), calibrations) for new, past in pieces]
-    service = total(mixed)
-    share = running * len(pieces) / load.output
-    time = decode.scaled(np.maximum(1.0 - share, 0.0)) + service.scaled(running / load.output)
-    return _Points(time, service, decode, np.minimum(share, 1.0))
+    """Times per token, service time of a prompt and decode step at each number of running requests.
 
-
-def _prefills_endured(running: Array, load: Load) -> Array:
-    """Prefill steps of others that stop a request's decoding, where prefills come first and alone.
-
-    Requests of unlike lengths end one by one, and each is followed by a new prompt: B of them in a request's life.
-    Alike ones stay a wave: all prompts are taken in, one after another, before anybody decodes, and the request in the
-    middle waits for half of the others. (An engine that mixes lets the wave drift apart, and all count.)
+    Of a wave whose prompts come first and alone, each request's life holds all of those steps.
     """
-    return np.asarray((running - 1) / 2 if load.alike else running)
+    steps, mixes = steps_of(scenario, load, running), scenario.engine.mixes_prefill
+    stages = np.minimum(running, scenario.sharding.pp)
+    decode, taking = (_step(scenario, step, stages, calibrations) for step in (steps.decode, steps.taking))
+    service = _step(scenario, steps.own, np.ones(()), calibrations).scaled(steps.pieces)
+    time = decode.scaled(1.0 - steps.share if mixes else 1.0) + taking.scaled(steps.share)
+    of_all = time.scaled(1.0 / running)
+    if load.alike and not mixes:
+        life = decode.scaled(load.output) + service.scaled(load.clients / steps.wave)
+        of_all = life.scaled(1.0 / (load.output * load.clients))
+    return _Points(time, service, decode, of_all, steps)
 
 
-def _pieces(prompt: float, room: Array) -> list[tuple[Array, Array]]:
-    """New and past tokens of each chunk a prompt is cut into; as many as the smallest room needs, all alike."""
-    number = int(np.ceil(prompt / room.min()))
-    size = np.full_like(room, prompt / number)
-    return [(size, np.asarray(size * i)) for i in range(number)]
-
-
-def _decoding(running: Array, load: Load, stages: int) -> Step:
-    """A decode step at the mean context of an answer half written; a stage works on its share of the requests."""
-    return Step(Phase.DECODE, running / np.minimum(running, stages), 1, np.asarray(load.prompt + load.output / 2))
-
-
-def _mixing(running: Array, load: Load, scenario: Scenario, new: Array, past: Array) -> Step:
-    """A decode step with a chunk of a prompt."""
-    step = _decoding(running, load, scenario.sharding.pp)
-    return step._replace(riding=Step(Phase.PREFILL, 1, new, past))
-
-
-def _step(scenario: Scenario, step: Step, calibrations: CalibrationSet) -> Estimate:
-    """One step of all stages, with what the engine spends around it."""
+def _step(scenario: Scenario, step: Step, micro_batches: Array, calibrations: CalibrationSet) -> Estimate:
+    """One step of every micro-batch, with what the engine spends around it."""
     operators = price(lower(scenario, step), scenario, calibrations)
-    cycle = pipeline_cycle(stages_of(operators), np.asarray(float(scenario.sharding.pp)))
-    return cycle + overhead(scenario.engine.step_overhead_s)
+    return pipeline_cycle(stages_of(operators), micro_batches) + overhead(scenario.engine.step_overhead_s)
 
 
-def _fixed_point(load: Load, batches: Array, points: _Points) -> float:
-    """The number of running requests that the loop holds up: the last batch whose demand reaches it."""
+def _fixed_point(mixes: bool, load: Load, batches: Array, points: _Points) -> float:
+    """The number of running requests that the loop holds up: the last batch whose demand reaches it.
+
+    Where prompts ride along no more requests run than steps have room for the prompts that follow them.
+    """
     answer = load.output * points.time.time_s
     held = load.clients * answer / (answer + points.service.time_s)
+    if mixes:
+        held = np.minimum(held, np.where(points.steps.asked > 1, batches / points.steps.asked, np.inf))
     short = np.flatnonzero(held < batches)
     if not short.size:
         return float(batches[-1])
@@ -149,4 +234,4 @@ def _fixed_point(load: Load, batches: Array, points: _Points) -> float:
     return float(batches[i - 1] + (batches[i] - batches[i - 1]) * above / (above + below))
 
 
-__all__ = ["Load", "Served", "running_limit", "serve"]
+__all__ = ["Load", "Served", "Steps", "admitted", "operators_of", "running_limit", "serve", "steps_of"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -27,6 +28,10 @@ ANSWERS = [
     ["explain", "qwen3-32b", "--gpu", "h200", "--batch", "16", "--context", "8k"],
     ["explain", "qwen3-30b-a3b", "--gpu", "8xh200", "--tp", "2", "--pp", "4", "--step", "prefill"],
     ["memory", "mixtral-8x7b", "--gpu", "2xa100-80gb", "--context", "32k"],
+    ["memory", "qwen3-30b-a3b", "--gpu", "4xh200", "--tp", "4", "--ep", "2", "--engine", "trtllm"],
+    ["serve", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--clients", "32", "--prompt", "1k", "--output", "512"],
+    ["serve", "llama-3.1-8b", "--gpu", "l40s", "--clients", "2k", "--prompt", "4k", "--output", "64", "--alike"],
+    ["serve", "llama-3.1-70b", "--gpu", "rtx-4090", "--clients", "2", "--prompt", "1k", "--output", "512"],
     ["hw", "list"],
     ["hw", "show", "h200"],
     ["hw", "show", "nvlink4"],
@@ -36,7 +41,10 @@ ANSWERS = [
     ["models", "show", "qwen3-30b-a3b"],
     ["records", "schema"],
 ]
-NO = [["fits", "mixtral-8x7b", "--gpu", "rtx-4090", "--ram", "64GB"]]
+NO = [
+    ["fits", "mixtral-8x7b", "--gpu", "rtx-4090", "--ram", "64GB"],
+    ["serve", "llama-3.1-70b", "--gpu", "rtx-4090", "--clients", "2", "--prompt", "1k", "--output", "512"],
+]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -125,6 +133,23 @@ BAD = [
     (["fits", "llama-3.1-8b", "--gpu", "h200", "--vram", "24GB", "--bandwidth", "1TB/s"], "--vram", "already"),
     (["fits", "llama-3.1-8b", "--gpu", "h200", "--host", "nowhere"], "nowhere", "hw list"),
     (["fits", "llama-3.1-8b", "--gpu", "h200", "--calibration", "/nonexistent"], "/nonexistent", "no such"),
+    (["fits", "llama-3.1-8b", "--gpu", "h200", "--engine", "vlm"], "vlm", "did you mean vllm"),
+    (["fits", "llama-3.1-8b", "--gpu", "2xh200", "--ep", "2"], "--ep", "no experts"),
+    (["fits", "qwen3-30b-a3b", "--gpu", "h200", "--ep", "2"], "--ep", "--gpu 2xh200"),
+    (["memory", "qwen3-30b-a3b", "--gpu", "4xh200", "--tp", "4", "--ep", "3"], "--ep", "divisor"),
+    (["serve", "llama-3.1-8b", "--gpu", "h200", "--prompt", "1k", "--output", "9"], "--clients", "--help"),
+    (["serve", "llama-3.1-8b", "--clients", "0", "--prompt", "1k", "--output", "9"], "--clients", "between 1"),
+    (
+        ["serve", "llama-3.1-8b", "--gpu", "h200", "--clients", "70k", "--prompt", "1k", "--output", "9"],
+        "--clients",
+        "65,536",
+    ),
+    (["serve", "llama-3.1-8b", "--gpu", "h200", "--clients", "4", "--prompt", "-1", "--output", "9"], "--prompt", "-1"),
+    (
+        ["serve", "llama-3.1-8b", "--gpu", "h200", "--clients", "4", "--prompt", "1k", "--output", "1"],
+        "--output",
+        "2 or more",
+    ),
     (["explain", "llama-3.1-8b", "--gpu", "h200", "--plot", "x.gif"], "--plot", ".png"),
     (["explain", "llama-3.1-8b", "--gpu", "h200", "--step", "train"], "step", "decode"),
     (["fits", "--bogus"], "--bogus", "--help"),
@@ -208,6 +233,7 @@ FOLLOWED = [
     ["fits", "llama-3.1-70b", "--gpu", "h100-sxm", "--weights", "bf16", "--tp", "1", "--pp", "1"],
     ["fits", "mixtral-8x7b", "--gpu", "rtx-4090", "--ram", "64GB", "--max-batched-tokens", "4k"],
     ["fits", "qwen3-30b-a3b", "--gpu", "rtx-4090", "--context", "16k", "--batch", "4", "--prompt", "2k"],
+    ["fits", "qwen3-30b-a3b", "--gpu", "4xh200", "--tp", "4", "--ep", "2", "--engine", "sglang"],
     [
         "fits",
         "qwen3-8b",
@@ -288,6 +314,33 @@ def test_explain_agrees_with_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert explained == pytest.approx(fitted), "a prompt of one chunk"
 
 
+def test_engines_have_their_own_calibrations_and_name_where_others_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    def asked(*words: str) -> dict[str, Any]:
+        return json.loads(run(capsys, *words, "--json")[1])
+
+    question = ["fits", "deepseek-v3", "--gpu", "8xh200"]
+    ours, theirs = asked(*question), asked(*question, "--engine", "sglang")
+    assert (ours["question"]["engine"], theirs["question"]["engine"]) == ("vllm", "sglang")
+    assert ours["answer"]["decode_step"] != theirs["answer"]["decode_step"]
+    assert any("/sglang-" in c["id"] and c["tier"] == "calibrated" for c in theirs["evidence"]["calibrations"])
+    assert any("no measurement of sglang on h200" in c["reason"] for c in theirs["evidence"]["calibrations"])
+    for words in (["fits", "--gpu", "rtx-4090"], ["fits", "llama-3.1-8b", "--gpu", "rtx-4090"]):
+        shown = [line for line in run(capsys, *words)[1].splitlines() if line.startswith("evidence: ")]
+        assert any("nearest relative of rtx-4090 is l40s (vllm-" in line and "gemm/bf16" in line for line in shown)
+        assert {c["tier"] for c in asked(*words)["evidence"]["calibrations"]} == {"transferred"}
+    assert {c["tier"] for c in asked("fits", "--gpu", "b200")["evidence"]["calibrations"]} >= {"calibrated"}
+
+
+def test_the_next_step_of_serve_opens_its_decode_step(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["serve", "qwen3-30b-a3b", "--gpu", "4xh200", "--tp", "4", "--ep", "2", "--engine", "sglang"]
+    report = json.loads(run(capsys, *words, "--clients", "64", "--prompt", "2k", "--output", "1k", "--json")[1])
+    follow = report["answer"]["next_step"].split("   (")[0].split()[1:]
+    again = json.loads(run(capsys, *follow, "--json")[1])
+    for name in ("weights", "kv", "layout", "engine"):
+        assert again["question"][name] == report["question"][name]
+    assert again["answer"]["total"]["value"] == pytest.approx(report["answer"]["decode_step"]["value"], rel=0.02)
+
+
 def test_a_narrow_terminal_gets_whole_lines() -> None:
     lines = shell("fits", "--gpu", "rtx-4090", COLUMNS="60").stdout.splitlines()
     assert lines[0].startswith("model") and lines[0].endswith("evidence")
@@ -356,7 +409,17 @@ def test_the_tools_own_findings_are_a_no(tmp_path: Path, capsys: pytest.CaptureF
 def test_version_and_help_and_module() -> None:
     assert shell("--version").stdout.startswith("roofplan 0.")
     assert "data of 20" in shell("--version").stdout
-    for command in ([], ["fits"], ["explain"], ["memory"], ["hw"], ["hw", "compare"], ["models"], ["calibrate"]):
+    for command in (
+        [],
+        ["fits"],
+        ["explain"],
+        ["memory"],
+        ["serve"],
+        ["hw"],
+        ["hw", "compare"],
+        ["models"],
+        ["calibrate"],
+    ):
         text = shell(*command, "--help").stdout
         assert "Usage" in text
     assert "roofplan fits ./model-Q4_K_M.gguf --gpu rtx-4090" in shell("fits", "--help").stdout

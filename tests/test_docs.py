@@ -47,7 +47,10 @@ def test_every_command_of_the_readme_runs(
 
 
 def test_the_readme_shows_what_the_tool_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["fits", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--context", "32k", "--batch", "8"],):
+    for words in (
+        ["fits", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--context", "32k", "--batch", "8"],
+        ["serve", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--clients", "32", "--prompt", "1k", "--output", "512"],
+    ):
         cli.run(words)
         assert capsys.readouterr().out.strip() in README
     cli.run(["fits", "--gpu", "rtx-4090"])

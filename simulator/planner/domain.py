@@ -11,34 +11,39 @@ from ...dtypes import DType
 from ...errors import InputError
 from ..scenario import Numerics, Sharding
 from ..workload.formats import FORMATS, WeightFormat
-from ..workload.model import Model
+from ..workload.model import Experts, Model
 
 
-def splits(model: Model, tp: int) -> bool:
+def splits(model: Model, tp: int, ep: int = 1) -> bool:
     """Whether tensor parallelism of that degree cuts the model: heads and feed-forward width divide evenly, KV heads
-    divide or are replicated evenly.
+    divide or are replicated evenly; with `ep` groups of ranks whole experts are dealt out and cut within a group.
     """
+    if ep > 1 and (tp % ep or not model.has_experts):
+        return False
     return all(
         b.attention.heads % tp == 0
-        and b.ffn.intermediate % tp == 0
+        and (b.ffn.experts % ep == 0 if isinstance(b.ffn, Experts) else True)
+        and b.ffn.intermediate % (tp // ep if isinstance(b.ffn, Experts) else tp) == 0
         and (b.attention.kv_heads % tp == 0 or tp % b.attention.kv_heads == 0)
         for b in model.blocks
     )
 
 
-def layouts(model: Model, devices: int, tp: int | None = None, pp: int | None = None) -> tuple[Sharding, ...]:
-    """Layouts on at most `devices` devices; `tp` and `pp` pin a degree.
+def layouts(
+    model: Model, devices: int, tp: int | None = None, pp: int | None = None, ep: int | None = None
+) -> tuple[Sharding, ...]:
+    """Layouts on at most `devices` devices; `tp`, `pp` and `ep` pin a degree (experts are dealt out only if asked for).
 
     Tensor parallel by powers of two; pipelines by powers of two and by divisors of what is left.
     """
-    if min(tp or 1, pp or 1) < 1:
+    if min(tp or 1, pp or 1, ep or 1) < 1:
         return ()
     result = []
     for t in [tp] if tp else _powers_of_two(devices):
         left = devices // t
         depths = {pp} if pp else {*_powers_of_two(left), *(p for p in range(1, left + 1) if left % p == 0)}
-        if splits(model, t):
-            result += [Sharding(t, p) for p in sorted(depths) if t * p <= devices and p <= model.layers]
+        if splits(model, t, ep or 1):
+            result += [Sharding(t, p, ep or 1) for p in sorted(depths) if t * p <= devices and p <= model.layers]
     return tuple(result)
 
 

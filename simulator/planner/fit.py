@@ -77,14 +77,26 @@ class NoLayoutError(InputError):
         super().__init__(problem, key=key, value=value, remedy=remedy)
 
 
-def _why_no_layout(scenario: Scenario, tp: int, pp: int) -> tuple[str, int, str, str]:
-    """Key, value, problem and remedy of the first reason why tp x pp is no layout."""
+def _why_no_layout(scenario: Scenario, tp: int, pp: int, ep: int) -> tuple[str, int, str, str]:
+    """Key, value, problem and remedy of the first reason why tp x pp with ep groups is no layout."""
     fleet, model = scenario.fleet, scenario.model
     if tp * pp > fleet.count:
         remedy = f"ask for --gpu {tp * pp}x{fleet.device.key}"
         return "--tp/--pp", tp * pp, f"that many devices are needed, there are {fleet.count}", remedy
     if pp > model.layers:
         return "--pp", pp, f"{model.name} has only {model.layers} layers", "ask for fewer stages"
+    if ep > 1 and not model.has_experts:
+        return "--ep", ep, f"{model.name} has no experts", "leave it out"
+    if max(tp, ep) > fleet.count:
+        return (
+            "--ep",
+            ep,
+            f"that many devices are needed, there are {fleet.count}",
+            f"ask for --gpu {ep}x{fleet.device.key}",
+        )
+    if ep > 1 and not layouts(model, fleet.count, tp if tp > 1 else None, pp, ep):
+        what = f"deals no expert out evenly with --tp {tp}" if tp > 1 else "deals no expert out evenly here"
+        return "--ep", ep, what, "ask for a divisor of --tp and of the experts"
     a, width = model.blocks[0].attention, model.blocks[0].ffn.intermediate
     what = f"does not divide {a.heads} heads, {a.kv_heads} KV heads and a feed-forward width of {width} evenly"
     return "--tp", tp, what, "ask for another degree"
@@ -97,6 +109,7 @@ class Wishes(NamedTuple):
     kv: DType | None = None
     tp: int | None = None
     pp: int | None = None
+    ep: int | None = None
 
 
 class Candidate(NamedTuple):
@@ -124,9 +137,9 @@ def candidates(
     stages run the same operators and hand over besides.
     """
     activations = {} if activations is None else activations
-    found = layouts(scenario.model, scenario.fleet.count, wishes.tp, wishes.pp)
+    found = layouts(scenario.model, scenario.fleet.count, wishes.tp, wishes.pp, wishes.ep)
     if not found:
-        raise NoLayoutError(*_why_no_layout(scenario, wishes.tp or 1, wishes.pp or 1))
+        raise NoLayoutError(*_why_no_layout(scenario, wishes.tp or 1, wishes.pp or 1, wishes.ep or 1))
     result, settled = [], set[int]()
     for sharding in found:
         if sharding.tp in settled:
@@ -214,7 +227,7 @@ class Fewest(NamedTuple):
 def fewest_devices(scenario: Scenario, wishes: Wishes, counts: tuple[int, ...]) -> Fewest | None:
     """Smallest of `counts` of like devices on which the model surely fits, in the most faithful precision there."""
     for count in counts:
-        if not layouts(scenario.model, count, wishes.tp, wishes.pp):
+        if not layouts(scenario.model, count, wishes.tp, wishes.pp, wishes.ep):
             continue
         grown = scenario.but(fleet=scenario.fleet.sized(count), sharding=Sharding())
         for numerics in precisions(scenario.model, wishes.weights, wishes.kv):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +13,20 @@ from ...calibrate.transfer import Calibrations
 from ...hwspecs.device import Device
 from ...hwspecs.load import names
 from .. import answers as a
+from .. import engines
 from ..estimate import Estimate, Tier
-from ..explain import Row, cause, operator_class, quantity
+from ..explain import Row, cause, known, operator_class, quantity
+from ..memory import Ledger
 from ..planner.fit import Wishes
 from ..scenario import Engine, Scenario, Sharding
+from ..schedule import Priced
 
 UNNAMED = "--vram/--bandwidth"  # stands where the file of a card without a name would
 
 
 def layout_of(sharding: Sharding) -> a.Layout:
     """How a model is cut, as the contract shows it."""
-    return a.Layout(sharding.tp, sharding.pp, sharding.devices)
+    return a.Layout(sharding.tp, sharding.pp, sharding.ep, sharding.devices)
 
 
 def question_of(scenario: Scenario, wishes: Wishes) -> a.Question:
@@ -42,6 +46,7 @@ def question_of(scenario: Scenario, wishes: Wishes) -> a.Question:
         bits_per_weight=weights.bits_per_weight,
         kv=scenario.numerics.kv.value,
         layout=layout_of(scenario.sharding),
+        engine=scenario.engine.name,
         memory_utilization=scenario.engine.memory_utilization,
         max_batched_tokens=scenario.engine.max_batched_tokens,
         routing=f"{scenario.engine.routing.value} {scenario.engine.routing_alpha:g}",
@@ -51,7 +56,8 @@ def question_of(scenario: Scenario, wishes: Wishes) -> a.Question:
 
 def flags_of(scenario: Scenario, wishes: Wishes) -> str:
     """The command-line words that ask this question again, choices that were left open left open."""
-    model, fleet, engine, default = scenario.model, scenario.fleet, scenario.engine, Engine()
+    model, fleet, engine = scenario.model, scenario.fleet, scenario.engine
+    default = engines.PROFILES.get(engine.name, Engine())
     words = [model.name if model.origin == "bundled" else model.origin]
     if fleet.device.file == UNNAMED:
         words += [f"--vram {fleet.device.capacity_bytes.value:.0f}B"]
@@ -62,13 +68,26 @@ def flags_of(scenario: Scenario, wishes: Wishes) -> str:
     words += [f"--batch {int(scenario.batch)}", f"--context {int(scenario.context)}"]
     if int(scenario.prompt) != int(scenario.context):
         words += [f"--prompt {int(scenario.prompt)}"]
-    pinned = {"weights": wishes.weights and wishes.weights.name, "kv": wishes.kv, "tp": wishes.tp, "pp": wishes.pp}
+    pinned = {**wishes._asdict(), "weights": wishes.weights and wishes.weights.name}
     words += [f"--{name} {value}" for name, value in pinned.items() if value is not None]
+    if engine.name != Engine().name:
+        words += [f"--engine {engine.name}"]
     if engine.memory_utilization != default.memory_utilization:
         words += [f"--memory-utilization {engine.memory_utilization:g}"]
     if engine.max_batched_tokens != default.max_batched_tokens:
         words += [f"--max-batched-tokens {engine.max_batched_tokens}"]
     return " ".join(words + ([] if engine.graphs else ["--no-graphs"]))
+
+
+def needed(memory: Ledger) -> a.Quantity:
+    """Memory of the fullest device, lowest to highest figure."""
+    low, usual, high = (float(np.max(f())) for f in (memory.low_bytes, memory.total_bytes, memory.high_bytes))
+    return known(usual, low, high, "B")
+
+
+def unfit(unit: str) -> a.Quantity:
+    """A speed nobody can have: the model does not fit."""
+    return a.Quantity(None, None, None, unit, "does not fit")
 
 
 def explain_row(row: Row, whole: float, device: Device) -> a.ExplainRow:
@@ -97,15 +116,17 @@ def explain_row(row: Row, whole: float, device: Device) -> a.ExplainRow:
     )
 
 
-def evidence_of(time: Estimate, rows: list[Row], calibrations: Calibrations) -> a.Evidence:
-    """What a time rests on: tiers by share, calibrations with hashes, hardware sources."""
+def evidence_of(time: Estimate, operators: Iterable[Priced], calibrations: Calibrations) -> a.Evidence:
+    """What a time of these operators rests on: tiers by share, calibrations with hashes, hardware sources."""
     whole = max(float(np.sum(time.time_s)), 1e-300)
     used: dict[tuple[str, Tier, str], float] = {}
-    for row in rows:
-        key = (row.resolved.calibration.id, row.resolved.tier, row.resolved.reason)
-        used[key] = used.get(key, 0.0) + float(np.sum(row.time.time_s))
+    files: dict[str, str] = {}
+    for table, times in operators:
+        calibration, tier, *_, reason = calibrations.resolve(table.kernel)
+        key, count = (calibration.id, tier, reason), table.count.sum(axis=1)
+        used[key] = used.get(key, 0.0) + float(times.time_s.reshape(len(count)) @ count)
+        files[calibration.id] = calibration.file
     everything = sum(used.values()) or 1.0
-    files = {row.resolved.calibration.id: row.resolved.calibration.file for row in rows}
     device = calibrations.fleet.device
     return a.Evidence(
         weakest=time.weakest_tier().label,

@@ -23,6 +23,7 @@ from ..answers import (
     Question,
     Report,
     SchemaId,
+    ServeAnswer,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def with_warnings(report: Report, notes: tuple[str, ...]) -> Report:
 def is_no(answer: Answer | CatalogueAnswer) -> bool:
     """Whether an answer is an honest no: nothing asked about fits, or a check found something."""
     match answer:
-        case FitAnswer() | MemoryAnswer():
+        case FitAnswer() | MemoryAnswer() | ServeAnswer():
             return answer.verdict == "no"
         case FitList():
             return all(row.verdict == "no" for row in answer.rows)

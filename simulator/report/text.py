@@ -81,10 +81,11 @@ def brief(q: a.Quantity) -> str:
 
 def layout(value: a.Layout) -> str:
     """`tp2 pp2`."""
-    return f"tp{value.tp}" + (f" pp{value.pp}" if value.pp > 1 else "")
+    return f"tp{value.tp}" + (f" pp{value.pp}" if value.pp > 1 else "") + (f" ep{value.ep}" if value.ep > 1 else "")
 
 
-def _devices(name: str, count: int) -> str:
+def devices(name: str, count: int) -> str:
+    """`2xh100-sxm`."""
     return name if count == 1 else f"{count}x{name}"
 
 
@@ -103,11 +104,15 @@ def _render(out: Console, report: a.Report) -> None:
         case a.FitAnswer():
             _fit(out, report, report.answer)
         case a.FitList():
-            _fit_list(out, report.answer)
+            _fit_list(out, report, report.answer)
         case a.MemoryAnswer():
             _memory(out, report, report.answer)
         case a.ExplainAnswer():
             _explain(out, report, report.answer)
+        case a.ServeAnswer():
+            from . import serve_text
+
+            serve_text.render(out, report, report.answer)
         case _:
             from . import catalogue_text
 
@@ -117,7 +122,7 @@ def _render(out: Console, report: a.Report) -> None:
 def _fit(out: Console, report: a.Report, answer: a.FitAnswer) -> None:
     q = report.question
     assert q is not None
-    where = _devices(q.device, q.device_count)
+    where = devices(q.device, q.device_count)
     out.print(
         f"{q.model} on {where}: {styled(answer.verdict)}"
         f"{VERDICT_WORDS[answer.verdict]}"
@@ -125,6 +130,7 @@ def _fit(out: Console, report: a.Report, answer: a.FitAnswer) -> None:
         f"context {q.context:,})"
     )
     out.print(table(["", ""], _fit_rows(q, report.evidence, answer), left=2))
+    show_sources(out, report.evidence)
     if len(answer.options) > 1:
         out.print()
         choices = (
@@ -171,20 +177,37 @@ def _fit_rows(q: a.Question, evidence: a.Evidence | None, answer: a.FitAnswer) -
         rows.append(["decode, all users", span(answer.tokens_per_s_total)])
     rows.append(["what binds", answer.binds])
     if evidence is not None:
-        best = ", ".join(f"{t.share:.0%} {t.tier}" for t in evidence.tiers)
-        rows.append(["evidence (decode)", f"{TIER_NOTE[evidence.weakest]} ({best}); intervals are 80 %"])
+        rows.append(evidence_row("evidence (decode)", evidence))
     return rows
+
+
+def show_sources(out: Console, evidence: a.Evidence | None) -> None:
+    """Whose calibrations answered where they are not the device's own, and why, one line for each source."""
+    kernels: dict[tuple[str, str], list[str]] = {}
+    for use in evidence.calibrations if evidence is not None else ():
+        if use.tier != "calibrated":
+            kernel, _, why = use.reason.partition(": ")
+            key = why.removesuffix(f" ({use.id})"), use.id.rpartition("/")[2]
+            kernels.setdefault(key, []).append(kernel)
+    for (why, version), names in sorted(kernels.items()):
+        out.print(f"[dim]evidence: {why} ({version}): {', '.join(sorted(names))}[/]")
+
+
+def evidence_row(label: str, evidence: a.Evidence) -> list[str]:
+    """What the times rest on, as a row of an answer."""
+    best = ", ".join(f"{t.share:.0%} {t.tier}" for t in evidence.tiers)
+    return [label, f"{TIER_NOTE[evidence.weakest]} ({best}); intervals are 80 %"]
 
 
 def _reach(most: int, of_what: str, answer: a.FitAnswer) -> str:
     return f"{most:,} {of_what} ({answer.limits_hold})" if most else "none"
 
 
-def _fit_list(out: Console, answer: a.FitList) -> None:
+def _fit_list(out: Console, report: a.Report, answer: a.FitList) -> None:
     rows = (
         [
             r.model,
-            _devices(r.device, r.device_count),
+            devices(r.device, r.device_count),
             styled(r.verdict),
             f"{r.weights} / {r.kv}",
             layout(r.layout),
@@ -200,6 +223,7 @@ def _fit_list(out: Console, answer: a.FitList) -> None:
     )
     columns = ["model", "on", "fits", "weights / KV", "layout", "memory", "max context", "max users", "prefill"]
     out.print(table([*columns, "tokens/s", "binds", "evidence"], rows, left=5))
+    show_sources(out, report.evidence)
     loads = {(r.batch, r.context) for r in answer.rows}
     context = f"context {max(c for _, c in loads):,}" + (
         " (less where the model ends earlier)" if len(loads) > 1 else ""
@@ -256,7 +280,7 @@ def _explain(out: Console, report: a.Report, answer: a.ExplainAnswer) -> None:
     q = report.question
     assert q is not None
     out.print(
-        f"{answer.phase} step of {answer.step_tokens:,.0f} tokens: {q.model} on {_devices(q.device, q.device_count)}, "
+        f"{answer.phase} step of {answer.step_tokens:,.0f} tokens: {q.model} on {devices(q.device, q.device_count)}, "
         f"per device  ({q.weights} weights, "
         f"{q.kv} KV cache, {layout(q.layout)}; {q.batch} user{'s' * (q.batch > 1)}, context {q.context:,})"
     )
@@ -279,7 +303,4 @@ def _explain(out: Console, report: a.Report, answer: a.ExplainAnswer) -> None:
     columns = ["operator", "class", "layers", "times", "FLOPs", "bytes", "time", "share", "compute", "memory"]
     out.print(table([*columns, "latency", "floor", "link", "bound", "evidence"], rows, left=3))
     out.print(f"\ntotal {span(answer.total)}; {answer.binds}")
-    if report.evidence is not None:
-        notes = {c.reason for c in report.evidence.calibrations if c.tier != "calibrated"}
-        for reason in sorted(notes):
-            out.print(f"[dim]evidence: {reason}[/]")
+    show_sources(out, report.evidence)
