@@ -10,12 +10,22 @@ DATA_DATE = "2026-11-21"
 """Date of the newest bundled calibration and hardware file."""
 
 if TYPE_CHECKING:
-    from roofplan.api import ask_fit, ask_ledger, explain_step, load_calibrations, load_fleet, load_model, make_scenario
+    from roofplan.api import (
+        ask_fit,
+        ask_ledger,
+        ask_validation,
+        explain_step,
+        load_calibrations,
+        load_fleet,
+        load_model,
+        make_scenario,
+    )
     from roofplan.errors import RoofplanError
 
 _PUBLIC = {
     "ask_fit": "roofplan.api",
     "ask_ledger": "roofplan.api",
+    "ask_validation": "roofplan.api",
     "explain_step": "roofplan.api",
     "load_calibrations": "roofplan.api",
     "load_fleet": "roofplan.api",
@@ -29,6 +39,7 @@ __all__ = [
     "__version__",
     "ask_fit",
     "ask_ledger",
+    "ask_validation",
     "explain_step",
     "load_calibrations",
     "load_fleet",

@@ -85,6 +85,11 @@ class Record(NamedTuple):
         """Kernel and number format of a kernel row: what a calibration belongs to."""
         return Kernel(KernelName(self.kernel), self.dtype)
 
+    @property
+    def kernel_id(self) -> str:
+        """`gemm/bf16`: kernel or quantity, and number format."""
+        return f"{self.kernel}/{self.dtype}"
+
     def number(self, column: str, blank: float = math.nan) -> float:
         """A shape column, or what a blank one stands for."""
         return dict(self.shape).get(column, blank)
