@@ -81,7 +81,7 @@ class Case(NamedTuple):
     @property
     def name(self) -> str:
         """Readable key: device/kernel/dtype/engine-version."""
-        software = f"{self.engine}-{self.version}" if self.version else self.engine
+        software = "-".join(part for part in (self.engine, self.version) if part)
         return "/".join(part for part in (self.device, self.kernel, software) if part)
 
     @property
@@ -284,6 +284,9 @@ def judge_records(
         except LookupError:
             problem = "no calibration prices this kernel in this number format"
             raise InputError(problem, file=str(path), key=first.device, value=first.kernel_id) from None
+        if not (np.add(*work(table)) > 0).all():
+            problem, remedy = "a row without work: nothing computed, nothing moved", "fill its shape, or drop it"
+            raise InputError(problem, file=str(path), key=about.name, remedy=remedy)
         yield _judge_table(about, table, measured, resolved, on, cache)
 
 

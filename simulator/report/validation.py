@@ -200,7 +200,7 @@ def kernels(wanted_: v.Wanted = v.EVERYTHING) -> tuple[a.KernelList, tuple[str, 
     """Every series of the public tables and every calibration that ships, and what is not among them."""
     silicon.root()
     every = [s for device in wanted_.devices or silicon.FOLDERS for s in silicon.catalogue(device)]
-    rows = [*_series(every), *_general()]
+    rows = [*_series(every), *kernels_of_any_device()]
     v.refuse_unknown(wanted_, ((r.device, r.kernel, r.engine) for r in rows), LISTING)
     mine = tuple(r for r in rows if wanted_.takes(r.device, r.kernel, r.engine))
     if not mine:
@@ -234,7 +234,7 @@ def _series(every: Iterable[silicon.Series]) -> Iterator[a.KernelRow]:
         yield a.KernelRow(s.device, kernel, s.engine, s.version, s.source, s.rows, state, reason)
 
 
-def _general() -> Iterator[a.KernelRow]:
+def kernels_of_any_device() -> Iterator[a.KernelRow]:
     """What answers for devices without a relative."""
     for c in v.shipped():
         if c.device == ANY_DEVICE:

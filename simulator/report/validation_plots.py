@@ -74,7 +74,7 @@ def _agreement(axes: Any, points: Sequence[Points]) -> None:
     axes.set(xscale="log", yscale="log", xlim=line, ylim=line, xlabel="measured (s)", ylabel="predicted (s)")
     axes.set_title(f"{len(points)} kernels, {len(every) // 2:,} rows", fontsize=10)
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(loc="upper left", fontsize=8)
+    _legend(axes, "upper left")
 
 
 def _dots(axes: Any, name: str, columns: Sequence[tuple[Array, Array]]) -> Array:
@@ -83,6 +83,13 @@ def _dots(axes: Any, name: str, columns: Sequence[tuple[Array, Array]]) -> Array
     size = 24.0 if len(x) < 200 else 4.0
     axes.scatter(x, y, s=size, color=COLOUR[name], alpha=0.6, lw=0, label=name, rasterized=True)
     return x
+
+
+def _legend(axes: Any, where: str) -> None:
+    """A legend whose dots can be seen."""
+    for handle in axes.legend(loc=where, fontsize=8).legend_handles:
+        if hasattr(handle, "set_sizes"):
+            handle.set_sizes([30.0])
 
 
 def _most(points: Sequence[Points]) -> list[Points]:
@@ -111,4 +118,4 @@ def _roofline(axes: Any, points: Sequence[Points]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="intensity (FLOP per byte of device memory)", ylabel="measured TFLOP/s")
     axes.set_title(f"{points[0].device}: measured speed under the datasheet's roof", fontsize=10)
     axes.grid(True, which="major", alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    _legend(axes, "lower right")

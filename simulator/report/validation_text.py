@@ -47,7 +47,7 @@ def cells(row: a.ValidationRow) -> list[str]:
         row.evidence,
         row.device,
         row.kernel,
-        f"{row.engine} {row.version}".strip() or "-",
+        f"{row.engine or '-'} {row.version}".strip(),
         row.source,
         row.regime,
         f"{row.rows:,}",
