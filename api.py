@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from .calibrate import store
 from .calibrate.transfer import Calibrations
-from .errors import InputError
+from .errors import InputError, UnknownNameError
 from .hwspecs.device import Device, Fact, Fleet, Host, Kind, Source
 from .hwspecs.load import fleet_of, load, names
 from .hwspecs.load import load_fleet as _load_fleet
@@ -35,7 +35,6 @@ from .simulator.workload.model import Model
 
 DEFAULT_CONTEXT = 8192
 COUNTS = (1, 2, 4, 8)  # devices of one kind tried for the reverse question
-CALIBRATION_VARIABLE = "ROOFPLAN_CALIBRATION"
 
 
 class Load(NamedTuple):
@@ -107,22 +106,7 @@ def load_calibrations(fleet: Fleet, path: str | None = None, engine: str = "vllm
 
     The file or folder is the argument, else ROOFPLAN_CALIBRATION; earlier places win where they have the kernel.
     """
-    places = [Path(p) for p in (path or os.environ.get(CALIBRATION_VARIABLE),) if p]
-    user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "roofplan" / "calibrations"
-    places += [user] if user.is_dir() else []
-    files: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            found = sorted(place.glob("*.json"))
-            if not found:
-                raise InputError("no calibration files (*.json) in it", file=str(place), key="calibration")
-            files += found
-        elif place.is_file():
-            files.append(place)
-        else:
-            raise InputError("no such file or folder", file=str(place), key="calibration")
-    own = [c for file in files for c in store.read(file)]
-    return Calibrations(fleet, (*own, *store.bundled()), engine)
+    return Calibrations(fleet, store.entries(path), engine)
 
 
 def make_scenario(
@@ -419,6 +403,40 @@ def ask_serve(
     decoding, spent = operators_of(decided, load, served, calibrations)
     answer = serve_account.answer_of(decided, chosen.verdict, load, served, decoding, wishes)
     return _report(decided, wishes, answer, evidence_of(served.time_per_output_token, spent, calibrations))
+
+
+def ask_validation(
+    evidence: str = "anchors",
+    *,
+    records: str | os.PathLike[str] | None = None,
+    devices: Sequence[str] = (),
+    kernels: Sequence[str] = (),
+    engines: Sequence[str] = (),
+    max_mape: Mapping[str, float] | None = None,
+    max_median: Mapping[str, float] | None = None,
+    min_coverage: float | None = None,
+    regimes: bool = False,
+    calibration: str | None = None,
+) -> a.Report:
+    """Predictions beside measurements (anchors, silicon, transferred, serving, or a record file), held to bounds."""
+    from .calibrate import bounds
+    from .simulator.report import validation
+
+    limits = (
+        *bounds.of_mapping(max_mape or {}, bounds.Measure.MAPE, "max_mape"),
+        *bounds.of_mapping(max_median or {}, bounds.Measure.MEDIAN, "max_median"),
+        *(() if min_coverage is None else (bounds.coverage(min_coverage, "min_coverage"),)),
+    )
+    if evidence not in set(validation.Evidence):
+        raise UnknownNameError("evidence", evidence, validation.Evidence, listing="roofplan validate --help")
+    kind, file = validation.Evidence(evidence), None if records is None else Path(records)
+    if file is not None and kind is validation.Evidence.ANCHORS:
+        kind = validation.Evidence.RECORDS
+    if (file is None) == (kind is validation.Evidence.RECORDS):
+        raise InputError("a file of measurements and no other evidence, or none", key="records", value=records)
+    wanted = validation.wanted(devices, kernels, engines)
+    found = validation.validate(validation.Request(kind, wanted, limits, regimes, file, calibration))
+    return envelope(found.answer, warnings=found.notes)
 
 
 def _report(scenario: Scenario, wishes: Wishes, answer: a.Answer, evidence: a.Evidence | None) -> a.Report:

@@ -1,90 +1,110 @@
-"""How large errors may be: the committed table a test holds every kind of evidence to, each bound with its source.
-
-The most specific bound counts: a row that names device and engine stands above one that names neither. Bounds marked
-"missed" are not met yet; they hold what was measured, and say by how much the gate was missed.
-"""
+"""Bounds on the errors of a validation: what a user's CI holds a kernel to."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
-from ..errors import InputError
-from ..simulator.calibration import Errors
+from ..errors import InputError, UnknownNameError
+from ..simulator.operators import KernelName
+from .validate import ALL, SERVING, Case
 
-FILE = Path(__file__).parent / "bounds.csv"
-ANY = "*"
-LEAST, MOST = "least_coverage", "most_coverage"
-DEGENERATE = frozenset({"compute_fraction", "read_fraction"})  # rates that the data did not hold
+CLASSES = (*map(str, KernelName), SERVING, ALL)
+POOLED = "all rows"
+
+
+class Measure(StrEnum):
+    """Which figure is bounded."""
+
+    MAPE = "mape"
+    MEDIAN = "median"
+    COVERAGE = "coverage"
 
 
 class Bound(NamedTuple):
-    """Limits, in percent, of the errors of one group of rows; None: unlimited. `*` stands for every name."""
+    """A kernel class (or `all`) and the percentage its error may reach; of coverage the least that is enough."""
 
+    measure: Measure
+    of: str
+    limit_percent: float
+
+
+class Outcome(NamedTuple):
+    """A bound beside the figure it was held against."""
+
+    bound: Bound
     evidence: str
-    kernel: str
-    dtype: str
-    device: str
-    engine: str
-    regime: str
-    mape: float | None
-    median: float | None
-    p90: float | None
-    bias: float | None
-    least_coverage: float | None
-    most_coverage: float | None
-    source: str
-
-    @property
-    def about(self) -> tuple[str, str, str, str]:
-        """Kernel, dtype, device and engine it is about."""
-        return self.kernel, self.dtype, self.device, self.engine
-
-    @property
-    def missed(self) -> bool:
-        """Whether the gate it stands for is not met yet."""
-        return "missed" in self.source
-
-    def covers(self, evidence: str, regime: str, about: Sequence[str]) -> bool:
-        """Whether it speaks of these rows."""
-        names = zip(self.about, about, strict=True)
-        return (self.evidence, self.regime) == (evidence, regime) and all(own in (ANY, name) for own, name in names)
-
-    def broken(self, found: Errors) -> Iterator[str]:
-        """The limits these errors do not keep."""
-        for name in ("mape", "median", "p90"):
-            limit, value = getattr(self, name), getattr(found, name)
-            if limit is not None and value > limit:
-                yield f"{name} {value:.2f} > {limit:g}"
-        if self.bias is not None and abs(found.bias) > self.bias:
-            yield f"|bias| {abs(found.bias):.2f} > {self.bias:g}"
-        if self.least_coverage is not None and found.coverage < self.least_coverage:
-            yield f"coverage {found.coverage:.1f} < {self.least_coverage:g}"
-        if self.most_coverage is not None and found.coverage > self.most_coverage:
-            yield f"coverage {found.coverage:.1f} > {self.most_coverage:g}"
+    case: str
+    value_percent: float
+    held: bool
 
 
-@lru_cache(maxsize=1)
-def read(path: Path = FILE) -> tuple[Bound, ...]:
-    """All bounds."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return tuple(_bound(row, path, line) for line, row in enumerate(csv.DictReader(file), start=2))
+def parse(texts: Iterable[str], measure: Measure, key: str) -> tuple[Bound, ...]:
+    """Bounds from `gemm=8` and the like."""
+    found: dict[str, float] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError("must be CLASS=PERCENT", key=key, value=text, remedy=f"write it like {key} gemm=8")
+        name = name.strip().lower()
+        if name in found:
+            raise InputError("bounded twice", key=key, value=name, remedy="give one bound a class")
+        found[name] = percent(value, key)
+    return of_mapping(found, measure, key)
 
 
-def _bound(row: dict[str, str], path: Path, line: int) -> Bound:
-    numbers = ("mape", "median", "p90", "bias", LEAST, MOST)
+def of_mapping(limits: Mapping[str, float], measure: Measure, key: str) -> tuple[Bound, ...]:
+    """Bounds from a mapping of classes to percentages."""
+    for name, limit in limits.items():
+        if name not in CLASSES:
+            raise UnknownNameError(f"class of {key}", name, CLASSES, listing="roofplan validate --help")
+        percent(limit, key)
+    return tuple(Bound(measure, name, float(limit)) for name, limit in limits.items())
+
+
+def percent(value: object, key: str) -> float:
+    """A percentage: finite, not negative."""
     try:
-        limits = {name: float(row[name]) if row[name] else None for name in numbers}
-        texts = {name: row[name] for name in Bound._fields if name not in numbers}
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"not a bound: {error}", file=str(path), key=f"line {line}") from None
-    return Bound(**texts, **limits)  # type: ignore[arg-type]
+        number = float(str(value).strip().removesuffix("%"))
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise InputError("must be a percentage of zero or more", key=key, value=value, remedy="write it like 8 or 7.5")
+    return number
 
 
-def bound_of(evidence: str, regime: str, about: Sequence[str]) -> Bound | None:
-    """The most specific bound of these rows, if any speaks of them."""
-    found = [b for b in read() if b.covers(evidence, regime, about)]
-    return min(found, key=lambda b: b.about.count(ANY)) if found else None
+def coverage(limit: object, key: str) -> Bound:
+    """The least share of all judged rows that must lie inside their interval."""
+    if (number := percent(limit, key)) > 100:
+        raise InputError("no more than 100 % of the rows can be covered", key=key, value=limit)
+    return Bound(Measure.COVERAGE, POOLED, number)
+
+
+def pooled_coverage(cases: Iterable[Case]) -> float:
+    """Share of the rows of some cases that lie inside their interval, in percent."""
+    whole = [c.errors for c in cases if c.regime == ALL]
+    return sum(e.n * e.coverage for e in whole) / sum(e.n for e in whole)
+
+
+def hold(bounds: Sequence[Bound], cases: Sequence[Case]) -> tuple[Outcome, ...]:
+    """Every bound against every case of its class, all rows of it; a bound that meets no case is a mistake."""
+    whole = [c for c in cases if c.regime == ALL]
+    found: list[Outcome] = []
+    for bound in bounds:
+        if bound.measure is Measure.COVERAGE:
+            value = pooled_coverage(cases)
+            found.append(Outcome(bound, "pooled", bound.of, value, value >= bound.limit_percent))
+            continue
+        mine = [c for c in whole if bound.of in (ALL, c.kernel.split("/")[0])]
+        if not mine:
+            there = ", ".join(sorted({c.kernel.split("/")[0] for c in whole}))
+            remedy = f"judged were: {there}"
+            raise InputError(
+                "no case of this class was judged", key=f"--max-{bound.measure}", value=bound.of, remedy=remedy
+            )
+        for case in mine:
+            value = case.errors.mape if bound.measure is Measure.MAPE else case.errors.median
+            found.append(Outcome(bound, case.evidence, case.name, value, value <= bound.limit_percent))
+    return tuple(found)

@@ -101,7 +101,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("experts", "1", "experts of the layer"),
     Column("top_k", "1", "experts each token passes"),
     Column("ranks", "1", "devices taking part; blank for experts: 1"),
-    Column("routing_alpha", "1", "exponent of the power law over experts; blank: 0, uniform"),
+    Column("routing_alpha", "1", "exponent of the power law over experts; blank: 0, uniform; -1: all alike"),
     Column("images", "1", "images of a convolution"),
     Column("in_channels", "1", "input channels"),
     Column("out_channels", "1", "output channels"),
@@ -125,7 +125,8 @@ COLUMNS: tuple[Column, ...] = (
 BY_NAME: Mapping[str, Column] = MappingProxyType({c.name: c for c in COLUMNS})
 ORDER: Mapping[str, int] = MappingProxyType({c.name: i for i, c in enumerate(COLUMNS)})
 
-MAY_BE_ZERO = frozenset({"routing_alpha", "read_bytes", "write_bytes", "rope", "nope", "prompt", "context"})
+MAY_BE_NEGATIVE = frozenset({"routing_alpha"})
+MAY_BE_ZERO = frozenset({"read_bytes", "write_bytes", "rope", "nope", "prompt", "context"})
 LEAST, MOST = 1e-12, 1e18  # of any number but zero
 LIMITS: Mapping[str, float] = MappingProxyType({"experts": 4096.0, "top_k": 4096.0, "routing_alpha": 10.0})
 FRACTIONS = frozenset(

@@ -23,11 +23,13 @@ from ..dtypes import DType
 from ..errors import InputError
 from ..simulator.estimate import Array
 from ..simulator.operators import Kernel, KernelName, Table
+from ..simulator.workload.routing import BALANCED
 from .columns import (
     BY_NAME,
     COLUMNS,
     LEAST,
     LIMITS,
+    MAY_BE_NEGATIVE,
     MAY_BE_ZERO,
     MOST,
     ORDER,
@@ -84,6 +86,11 @@ class Record(NamedTuple):
     def identity(self) -> Kernel:
         """Kernel and number format of a kernel row: what a calibration belongs to."""
         return Kernel(KernelName(self.kernel), self.dtype)
+
+    @property
+    def kernel_id(self) -> str:
+        """`gemm/bf16`: kernel or quantity, and number format."""
+        return f"{self.kernel}/{self.dtype}"
 
     def number(self, column: str, blank: float = math.nan) -> float:
         """A shape column, or what a blank one stands for."""
@@ -246,6 +253,8 @@ def _number(cell: str, name: str, wrong: Callable[..., InputError]) -> float:
         raise wrong(name, "not a number", remedy) from None
     if not math.isfinite(value):
         raise wrong(name, "must be finite", "leave the row out where nothing was measured")
+    if name in MAY_BE_NEGATIVE and (value == 0 or value == BALANCED):
+        return value
     if value < 0 or (value == 0 and name not in MAY_BE_ZERO):
         raise wrong(name, "must not be negative" if name in MAY_BE_ZERO else "must be positive")
     if value > (most := LIMITS.get(name, MOST)) or 0 < value < LEAST:

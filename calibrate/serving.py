@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +20,11 @@ from ..simulator.serving import Load, serve
 from ..simulator.workload import zoo
 from ..simulator.workload.formats import FORMATS
 from .judge import errors
-from .serving_rows import ServingRow
+from .serving_rows import ServingRow, neighbours
 from .transfer import COLLECTIVES, Calibrations
+from .validate import ALL, EVERYTHING, LEAST_ROWS, SERVING, Case, Judged, Points, Progress, Wanted
 
-LEAST_ROWS = 20  # of an engine version, to take an overhead from
+ENOUGH_ROWS = 20  # of an engine version, to take an overhead from
 AS_STORED = ("int4", "mxfp4")  # formats of some tensors only: those of the checkpoint itself
 
 
@@ -107,12 +109,67 @@ def _pure(calibration: Calibration) -> Calibration:
 def errors_of(found: Sequence[Compared]) -> Errors:
     """Errors of some rows' time per output token."""
     return errors(
-        np.array([float(c.time.time_s) for c in found]),
-        np.array([c.row.tpot_s for c in found]),
+        *_seconds(found),
         np.array([float(c.time.log_sd) for c in found]),
         np.array([c.pure_s for c in found]),
         np.array([c.three_s for c in found]),
     )
+
+
+class ServingJudged(NamedTuple):
+    """Cases of whole steps, comparable rows first, with the points behind them and the errors of ratios."""
+
+    judged: Judged
+    ratios: dict[str, Ratios]
+    left_out: dict[str, int]
+
+
+def judge(
+    rows: Sequence[ServingRow], known: Sequence[Calibration], progress: Progress, wanted: Wanted = EVERYTHING
+) -> ServingJudged:
+    """Time per output token of all rows, of those that may be compared, and of these by model, engine and clients."""
+    asked = [row for row in rows if wanted.takes(row.device, "serving", row.engine)]
+    found = compare(asked, known, progress)
+    fair = [c for c in found if c.row.exclusion is None]
+    if not fair:
+        raise InputError("no comparable row among these", key="rows", value=len(asked))
+    about = Case(SERVING, _one(fair, "device"), SERVING, _one(fair, "engine"), "", "composed", ALL, errors_of(fair))
+    cases = [about, about._replace(regime="unfiltered", errors=errors_of(found))]
+    cases += _parts(about, fair)
+    points = Points(SERVING, about.device, SERVING, *_seconds(fair), np.zeros(0), np.zeros(0), 0.0, 0.0)
+    near, met = neighbours(asked), {}
+    for name, pairs in (("more clients", near.concurrency), ("another layout", near.layout)):
+        ids = {c.row.id for c in fair}
+        if both := [(a, b) for a, b in pairs if a.id in ids and b.id in ids]:
+            met[name] = ratios(fair, both)
+    reasons = Counter(row.exclusion or why_not(row) or "" for row in asked)
+    return ServingJudged(Judged(tuple(cases), points), met, {why: n for why, n in reasons.items() if why})
+
+
+def _one(found: Sequence[Compared], field: str) -> str:
+    """The device or engine the rows have in common."""
+    names = list(dict.fromkeys(str(getattr(c.row, field)) for c in found))
+    return names[0] if len(names) == 1 else ", ".join(sorted(names))
+
+
+def _parts(about: Case, found: Sequence[Compared]) -> Iterator[Case]:
+    """The rows by model and engine, by device, and by clients."""
+    groups: dict[Case, list[Compared]] = {}
+    for c in found:
+        few = 4 ** int(np.log2(c.row.concurrency) // 2)
+        for case in (
+            about._replace(regime=f"1 {c.row.model}", engine=c.row.engine),
+            about._replace(regime=f"2 {c.row.device}", device=c.row.device),
+            about._replace(regime=f"3 {few:>3} to {4 * few - 1} clients"),
+        ):
+            groups.setdefault(case, []).append(c)
+    for case in sorted(groups, key=lambda c: (c.regime, c.engine)):
+        if len(groups[case]) >= LEAST_ROWS:
+            yield case._replace(regime=case.regime[2:].strip(), errors=errors_of(groups[case]))
+
+
+def _seconds(found: Sequence[Compared]) -> tuple[Array, Array]:
+    return np.array([float(c.time.time_s) for c in found]), np.array([c.row.tpot_s for c in found])
 
 
 def ratios(found: Sequence[Compared], pairs: Sequence[tuple[ServingRow, ServingRow]]) -> Ratios:
@@ -155,7 +212,7 @@ def step_overheads(found: Sequence[Compared]) -> tuple[StepOverhead, ...]:
         group = sorted(
             (c for c in found if (c.row.engine, c.row.version) == (engine_, version)), key=lambda c: c.row.id
         )
-        if len(group) < LEAST_ROWS:
+        if len(group) < ENOUGH_ROWS:
             continue
         taken, judged = group[::2], group[1::2]
         missing = float(np.median([c.row.tpot_s - float(c.time.time_s) for c in taken]))

@@ -23,6 +23,7 @@ from . import silicon
 
 DEVICES = {"h200": "h200_sxm", "h100-sxm": "h100_sxm", "b200": "b200_sxm", "b300": "b300_sxm"}
 DEVICES |= {name: name for name in ("gb200", "gb300", "b60")}
+TUNED = ("h200", "h100-sxm")  # looked at while the composition was made
 HELD_OUT = ("b300", "gb200", "gb300", "b60")  # evaluated once a release, never tuned to
 OTHER_FORMS = ("qwen3.5-397b-a17b", "glm-5")  # gated delta layers, sparse attention: no operator of ours prices them
 BLOCK_SCALED = ("deepseek-r1", "deepseek-v3", "minimax-m2.5", "qwen3-235b-a22b")  # weight_block_size [128, 128]
@@ -250,7 +251,7 @@ def judged(rows: Sequence[ServingRow]) -> list[ServingRow]:
     return [row._replace(exclusion=next((r.__name__ for r in RULES if r(row, others)), None)) for row in rows]
 
 
-def load(devices: Sequence[str] = ("h200", "h100-sxm"), held_out: bool = False) -> list[ServingRow]:
+def load(devices: Sequence[str] = TUNED, held_out: bool = False) -> list[ServingRow]:
     """All rows of aggregated serving on these devices, in the order of the file, judged."""
     for device in devices:
         if device not in DEVICES:

@@ -152,12 +152,25 @@ def catalogue(device: str) -> tuple[Series, ...]:
     folder = FOLDERS.get(device, device)
     found: list[Series] = []
     for path in sorted((root() / folder).glob("*/*/*/*.parquet")):
-        family, engine, version = path.relative_to(root() / folder).parts[:3]
-        file = str(path.relative_to(root()))
-        for label, source, kernel, rows in _groups(file, family, path.name):
-            reason = _left_out(family, path.name, label, source, kernel)
-            found.append(Series(device, engine, version, file, kernel, source, label, rows, reason))
+        found += _of_file(device, str(path.relative_to(root())))
     return tuple(_main_kernels(found))
+
+
+def of_file(device: str, file: str) -> list[Series]:
+    """The series of one table, judged among themselves: what a calibration names, without reading the others."""
+    if not (root() / file).is_file():
+        return []
+    return _main_kernels(_of_file(device, file))
+
+
+def _of_file(device: str, file: str) -> list[Series]:
+    _, family, engine, version, name = Path(file).parts
+    return [
+        Series(
+            device, engine, version, file, kernel, source, label, rows, _left_out(family, name, label, source, kernel)
+        )
+        for label, source, kernel, rows in _groups(file, family, name)
+    ]
 
 
 def _groups(file: str, family: str, name: str) -> Iterator[tuple[str, str, Kernel | None, int]]:

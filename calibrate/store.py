@@ -30,11 +30,41 @@ from . import forms
 
 BUNDLED = Path(__file__).parent / "bundled"
 SCHEMA_VERSION = 2
+VARIABLE = "ROOFPLAN_CALIBRATION"
 
 
 def bundled_files() -> list[Path]:
     """The calibration files that ship with roofplan."""
     return sorted(BUNDLED.glob("*.json"))
+
+
+def known(path: str | None = None) -> tuple[Calibration, ...]:
+    """Calibrations of a file or folder (argument, else ROOFPLAN_CALIBRATION), then the user's, then ours."""
+    return tuple(c if isinstance(c, Calibration) else c.calibration() for c in entries(path))
+
+
+def entries(path: str | None = None) -> tuple[Calibration | Entry, ...]:
+    """The same, ours not yet read."""
+    return (*(c for file in _given(path) for c in read(file)), *bundled())
+
+
+def _given(path: str | None) -> list[Path]:
+    """The calibration files somebody gave or keeps."""
+    places = [Path(p) for p in (path or os.environ.get(VARIABLE),) if p]
+    user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "roofplan" / "calibrations"
+    places += [user] if user.is_dir() else []
+    files: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            found = sorted(place.glob("*.json"))
+            if not found:
+                raise InputError("no calibration files (*.json) in it", file=str(place), key="calibration")
+            files += found
+        elif place.is_file():
+            files.append(place)
+        else:
+            raise InputError("no such file or folder", file=str(place), key="calibration")
+    return files
 
 
 @lru_cache(maxsize=64)

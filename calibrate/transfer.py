@@ -21,6 +21,7 @@ from ..simulator.operators import Kernel, KernelName
 from . import store
 
 ANY_DEVICE = "any"
+LIBRARIES = ("nccl",)
 ENGINES = ("vllm", "sglang", "trtllm")
 SAME_DATASHEET = 0.05  # a file whose numbers differ by more from those a calibration was fitted with is another device
 ASSUMED_LOG_SD = 0.3  # added to a kernel that borrows another kernel's parameters: no rows to derive it from
@@ -130,8 +131,10 @@ class Calibrations:
         return all(abs(here / there - 1) <= SAME_DATASHEET for here, there in pairs)
 
     def _other_engine(self, calibration: Calibration) -> int:
-        """0 for the engine asked about, 1 for what every engine calls or a user's own kernels, 2 for another engine."""
-        return 0 if calibration.engine == self.engine else 2 if calibration.engine in ENGINES else 1
+        """0 for the engine asked about and a user's own, 1 for the library every engine falls back on, 2 for others."""
+        if calibration.engine in (self.engine, *LIBRARIES):
+            return int(calibration.engine != self.engine)
+        return 2 if calibration.engine in ENGINES else 0
 
     def _distance(self, calibration: Calibration, kernel: Kernel) -> tuple[bool, int, float]:
         """Another architecture, another engine, then |log| of the ratio of bytes per FLOP of the two devices."""

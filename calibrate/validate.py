@@ -14,31 +14,59 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, UnknownNameError
 from ..hwspecs.device import Device, Fleet
 from ..hwspecs.load import fleet_of
 from ..hwspecs.load import load as load_part
-from ..simulator.calibration import Basis, Cache, Calibration, Errors, Resolved
-from ..simulator.costs import datasheet, estimate_with, terms
+from ..simulator.calibration import Basis, Cache, Calibration, Denominators, Errors, Resolved
+from ..simulator.costs import datasheet, estimate_with, terms, work
 from ..simulator.estimate import Array
-from ..simulator.operators import Table
+from ..simulator.operators import Collective, Copy, Table
 from . import records, silicon, store
 from .bundle import SEED, TRANSFER_ROWS, Fitted, with_transfer
 from .fit import pure_roofline, seconds
 from .judge import errors
-from .regimes import regimes
+from .regimes import Mask, regimes
 from .sample import split_sites
 from .transfer import ANY_DEVICE, Calibrations
 
 ALL = "all"
+SERVING = "serving"  # whole steps; in the place of a kernel
 ANCHORS = Path(__file__).parent / "anchors"
 PCIE_OR_SWITCH = 8  # devices of the node that collectives were measured in
 NO_ERRORS = Errors(0, *([0.0] * 10))
 LEAST_ROWS = 10  # of a regime, below which an error says little
+RATES = ("compute_fraction", "read_fraction")  # without one of them a form says nothing about its rate
+SEVERAL = "several"
+
+Progress = Callable[[str], None]
+
+
+class Wanted(NamedTuple):
+    """Devices, kernels (`gemm` or `gemm/bf16`) and engines to judge; none named: all of them."""
+
+    devices: tuple[str, ...] = ()
+    kernels: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ()
+
+    def takes(self, device: str, kernel: str, engine: str) -> bool:
+        """Whether a series is asked for."""
+        return (
+            (not self.devices or device in self.devices)
+            and (not self.kernels or bool({kernel, kernel.split("/")[0]} & set(self.kernels)))
+            and (not self.engines or engine in self.engines)
+        )
+
+
+EVERYTHING = Wanted()
 
 
 class Case(NamedTuple):
-    """One line of a validation: a kernel on a device in a regime, on one kind of evidence."""
+    """One line of a validation: a kernel on a device in a regime, on one kind of evidence.
+
+    `source` names what priced it where that is not the device's own fit; `at_bound` the parameters of what priced it
+    that its data did not hold.
+    """
 
     evidence: str
     device: str
@@ -48,14 +76,36 @@ class Case(NamedTuple):
     source: str
     regime: str
     errors: Errors
+    at_bound: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Readable key: device/kernel/dtype/engine-version."""
+        software = "-".join(part for part in (self.engine, self.version) if part)
+        return "/".join(part for part in (self.device, self.kernel, software) if part)
+
+    @property
+    def degenerate(self) -> tuple[str, ...]:
+        """The rates nothing is known about: the data left them at the end of their range."""
+        return tuple(name for name in self.at_bound if name.rpartition(".")[2] in RATES)
 
 
 class Points(NamedTuple):
-    """Predicted and measured seconds of the rows behind a case, for a picture."""
+    """Predicted and measured seconds of the rows behind a case, for a picture.
+
+    `flops` and `traffic_bytes` are the work of each row and the rates those of its device's datasheet; all are empty
+    or 0 where no roof is above them (links, whole steps).
+    """
 
     name: str
+    device: str
+    kernel: str
     predicted_s: Array
     measured_s: Array
+    flops: Array
+    traffic_bytes: Array
+    peak_flops_per_s: float
+    bandwidth_bytes_per_s: float
 
 
 class Judged(NamedTuple):
@@ -63,6 +113,20 @@ class Judged(NamedTuple):
 
     cases: tuple[Case, ...]
     points: Points
+
+
+def refuse_unknown(wanted: Wanted, there: Iterable[tuple[str, str, str]], listing: str) -> None:
+    """Complain about a name that nothing there has, with the nearest that something has."""
+    devices, kernels, engines = (dict.fromkeys(values) for values in zip(*there, strict=True))
+    kernels |= dict.fromkeys(kernel.split("/")[0] for kernel in kernels)
+    for what, asked, known in (
+        ("device", wanted.devices, devices),
+        ("kernel", wanted.kernels, kernels),
+        ("engine", wanted.engines, engines),
+    ):
+        for name in asked:
+            if name not in known:
+                raise UnknownNameError(f"{what} among what can be judged", name, known, listing=listing)
 
 
 @lru_cache(maxsize=1)
@@ -76,47 +140,59 @@ def fleet(device: str) -> Fleet:
     return fleet_of(load_part(Device, device), PCIE_OR_SWITCH)
 
 
+def fitted(wanted: Wanted = EVERYTHING) -> list[Calibration]:
+    """The shipped calibrations that rest on rows of their own device."""
+    own = (c for c in shipped() if c.basis is Basis.FITTED)
+    return [c for c in own if wanted.takes(c.device, str(c.kernel), c.engine)]
+
+
 def held_out(calibration: Calibration, seed: int = SEED) -> Fitted:
     """The rows of a shipped calibration that its fit never saw."""
     wanted = (calibration.engine, calibration.version, calibration.source, calibration.kernel)
-    for series in silicon.catalogue(calibration.device):
-        if (series.engine, series.version, series.source, series.kernel) == wanted:
+    for series in silicon.of_file(calibration.device, calibration.provenance.table):
+        if series.left_out is None and (series.engine, series.version, series.source, series.kernel) == wanted:
             measured = silicon.load(series)
             _, outside = split_sites(measured.table, measured.site, seed)
             return Fitted(calibration, measured.table.take(outside), measured.seconds[outside])
     raise InputError("the public tables have no such series", file=calibration.file, key=calibration.id)
 
 
-def judge_held_out(device: str, progress: Callable[[str], None]) -> Iterator[Judged]:
+def judge_held_out(device: str, progress: Progress, wanted: Wanted = EVERYTHING) -> Iterator[Judged]:
     """Every fitted kernel of a device on its held-out sites."""
-    for calibration in shipped():
-        if calibration.device == device and calibration.basis is Basis.FITTED:
+    for calibration in fitted(wanted):
+        if calibration.device == device:
             progress(calibration.id)
             found = held_out(calibration)
             log_sd = float(np.hypot(calibration.own_log_sd, calibration.shared_log_sd))
             predicted = seconds(found.table, calibration.denominators, calibration.parameters, Cache.REUSED)
-            yield _judged("held-out sites", device, calibration, found, predicted, np.full_like(predicted, log_sd))
+            about = _about("held-out sites", calibration, calibration.source, calibration)
+            yield _judged(about, calibration, found, predicted, np.full_like(predicted, log_sd))
 
 
-def judge_transferred(device: str, progress: Callable[[str], None]) -> Iterator[Judged]:
+def lender(calibration: Calibration) -> Calibration | None:
+    """Who would price this kernel if its device had no calibration of its own; None where no relative can."""
+    device = calibration.device
+    others = tuple(c for c in shipped() if c.device != device)
+    lent = Calibrations(fleet(device), others, calibration.engine).resolve(calibration.kernel).calibration
+    return None if lent.device == ANY_DEVICE else lent
+
+
+def judge_transferred(device: str, progress: Progress, wanted: Wanted = EVERYTHING) -> Iterator[Judged]:
     """Every fitted kernel of a device priced as if the device had no calibration of its own.
 
     The lender's transfer errors are taken anew without this device, which its shipped ones have seen.
     """
     others = tuple(c for c in shipped() if c.device != device)
-    for calibration in shipped():
-        if calibration.device != device or calibration.basis is not Basis.FITTED:
+    for calibration in fitted(wanted):
+        if calibration.device != device or (lent := lender(calibration)) is None:
             continue
+        progress(f"{calibration.id} from {lent.device}")
         found = held_out(calibration)
-        lent = Calibrations(fleet(device), others, calibration.engine).resolve(calibration.kernel)
-        if lent.calibration.device == ANY_DEVICE:
-            continue
-        progress(f"{calibration.id} from {lent.calibration.device}")
-        family = [_few(c) for c in _family(lent.calibration, others)]
-        lender = with_transfer(_few(lent.calibration), family, without=device)
-        predicted = seconds(found.table, calibration.denominators, lender.parameters, Cache.REUSED)
-        log_sd = float(np.hypot(lender.transfer_log_sd, lender.transfer_own_log_sd))
-        yield _judged("transferred", device, calibration, found, predicted, np.full_like(predicted, log_sd))
+        judged_anew = with_transfer(_few(lent), [_few(c) for c in _family(lent, others)], without=device)
+        predicted = seconds(found.table, calibration.denominators, judged_anew.parameters, Cache.REUSED)
+        log_sd = float(np.hypot(judged_anew.transfer_log_sd, judged_anew.transfer_own_log_sd))
+        about = _about("transferred", calibration, lent.id, lent)
+        yield _judged(about, calibration, found, predicted, np.full_like(predicted, log_sd))
 
 
 def _family(lender: Calibration, others: Iterable[Calibration]) -> list[Calibration]:
@@ -131,53 +207,93 @@ def _few(calibration: Calibration) -> Fitted:
     return Fitted(calibration, whole.table.take(rows), whole.seconds[rows])
 
 
-def _judged(
-    evidence: str, device: str, calibration: Calibration, found: Fitted, predicted: Array, log_sd: Array
-) -> Judged:
+def _about(evidence: str, calibration: Calibration, source: str, priced_by: Calibration) -> Case:
+    kernel, engine, version = str(calibration.kernel), calibration.engine, calibration.version
+    return Case(evidence, calibration.device, kernel, engine, version, source, ALL, NO_ERRORS, priced_by.at_bound)
+
+
+def _judged(about: Case, calibration: Calibration, found: Fitted, predicted: Array, log_sd: Array) -> Judged:
     d, table = calibration.denominators, found.table
     three = seconds(table, d, calibration.baseline, Cache.REUSED)
-    about = Case(
-        evidence,
-        device,
-        str(calibration.kernel),
-        calibration.engine,
-        calibration.version,
-        calibration.source,
-        ALL,
-        NO_ERRORS,
-    )
-    return _by_regime(about, table, found.seconds, predicted, log_sd, pure_roofline(table, d), three)
+    return _by_regime(about, table, d, Rows(found.seconds, predicted, log_sd, pure_roofline(table, d), three))
 
 
-def _by_regime(
-    about: Case, table: Table, measured: Array, predicted: Array, log_sd: Array, pure: Array, three: Array
-) -> Judged:
+class Rows(NamedTuple):
+    """Measured and predicted seconds of some rows, how sure the prediction is, and the two baselines' seconds."""
+
+    measured_s: Array
+    predicted_s: Array
+    log_sd: Array
+    pure_s: Array
+    three_s: Array
+
+    def errors(self, which: Mask | slice = slice(None)) -> Errors:
+        """Errors of some of the rows."""
+        measured, predicted, log_sd, pure, three = (values[which] for values in self)
+        return errors(predicted, measured, log_sd, pure, three)
+
+
+def _by_regime(about: Case, table: Table, d: Denominators, rows: Rows) -> Judged:
     """The case of all rows, and one for each regime that has enough of them."""
-    masks = {ALL: np.ones(len(measured), dtype=bool), **regimes(table, measured)}
-    cases = [
-        about._replace(
-            regime=name, errors=errors(predicted[rows], measured[rows], log_sd[rows], pure[rows], three[rows])
-        )
-        for name, rows in masks.items()
-        if name == ALL or rows.sum() >= LEAST_ROWS
-    ]
-    return Judged(tuple(cases), Points(f"{about.device}/{about.kernel}/{about.engine}", predicted, measured))
+    masks = {name: mask for name, mask in regimes(table, rows.measured_s).items() if mask.sum() >= LEAST_ROWS}
+    parts = [about._replace(regime=name, errors=rows.errors(mask)) for name, mask in masks.items()]
+    amount, link = work(table), isinstance(table, Collective | Copy)
+    points = Points(
+        about.name,
+        about.device,
+        about.kernel,
+        rows.predicted_s,
+        rows.measured_s,
+        amount.flops,
+        amount.traffic_bytes,
+        0.0 if link else d.peak_flops_per_s,
+        0.0 if link else d.bandwidth_bytes_per_s,
+    )
+    return Judged((about._replace(errors=rows.errors()), *parts), points)
 
 
-def judge_records(path: Path, known: Sequence[Calibration], evidence: str = "records") -> Iterator[Judged]:
+def judge_records(
+    path: Path,
+    known: Sequence[Calibration],
+    evidence: str = "records",
+    wanted: Wanted = EVERYTHING,
+    progress: Progress = lambda _: None,
+) -> Iterator[Judged]:
     """The kernels of a record file, priced by whatever calibration answers for each."""
     found = records.read(path)
     for table, measured, rows in records.tables(found):
         first = found[rows[0]]
-        resolved = Calibrations(fleet(first.device), tuple(known), first.engine or "vllm").resolve(table.kernel)
-        yield _judge_table(evidence, first, table, measured, resolved)
+        if not wanted.takes(first.device, first.kernel_id, first.engine):
+            continue
+        progress(f"{path.name}: {first.device}/{first.kernel_id}, {len(rows)} rows")
+        versions = {found[row].version for row in rows}
+        version = versions.pop() if len(versions) == 1 else SEVERAL
+        about = Case(evidence, first.device, first.kernel_id, first.engine, version, "", ALL, NO_ERRORS)
+        try:
+            on, cache = fleet(first.device), Cache(first.cache or Cache.COLD)
+            resolved = Calibrations(on, tuple(known), first.engine or "vllm").resolve(table.kernel)
+        except InputError as error:
+            raise InputError(
+                error.problem, file=str(path), key="device", value=first.device, remedy=error.remedy
+            ) from None
+        except ValueError:
+            remedy = f"write {' or '.join(Cache)}, or leave it blank"
+            raise InputError(
+                "unknown cache state", file=str(path), key="cache", value=first.cache, remedy=remedy
+            ) from None
+        except LookupError:
+            problem = "no calibration prices this kernel in this number format"
+            raise InputError(problem, file=str(path), key=first.device, value=first.kernel_id) from None
+        if not (np.add(*work(table)) > 0).all():
+            problem, remedy = "a row without work: nothing computed, nothing moved", "fill its shape, or drop it"
+            raise InputError(problem, file=str(path), key=about.name, remedy=remedy)
+        yield _judge_table(about, table, measured, resolved, on, cache)
 
 
-def _judge_table(evidence: str, first: records.Record, table: Table, measured: Array, resolved: Resolved) -> Judged:
-    on = fleet(first.device)
-    cache = Cache(first.cache or Cache.COLD.value)
+def _judge_table(about: Case, table: Table, measured: Array, resolved: Resolved, on: Fleet, cache: Cache) -> Judged:
     priced = estimate_with(table, on, resolved, cache)
-    d, lender = datasheet(on, table.kernel), resolved.calibration
-    three = terms(table, d, lender.baseline, cache).total_s()
-    about = Case(evidence, first.device, str(table.kernel), first.engine, first.version, lender.id, ALL, NO_ERRORS)
-    return _by_regime(about, table, measured, priced.time_s, priced.log_sd, pure_roofline(table, d), three)
+    d, lent = datasheet(on, table.kernel), resolved.calibration
+    three = terms(table, d, lent.baseline, cache).total_s()
+    by = f"{lent.id} ({resolved.tier.label}{', reused cache' if cache is Cache.REUSED else ''})"
+    about = about._replace(source=by, at_bound=lent.at_bound)
+    return _by_regime(about, table, d, Rows(measured, priced.time_s, priced.log_sd, pure_roofline(table, d), three))

@@ -149,6 +149,107 @@ class ImportReport(NamedTuple):
     records_in_file: int
 
 
+class ValidationRow(NamedTuple):
+    """Errors of a kernel (or of whole serving steps) in a regime, beside two baselines on the same rows.
+
+    Bias is the median of predicted / measured - 1; coverage the share of rows inside the 80 % interval, whose median
+    width is relative to the prediction. `degenerate` names rates that the data of what priced it did not hold.
+    """
+
+    evidence: str
+    case: str
+    device: str
+    kernel: str
+    engine: str
+    version: str
+    source: str
+    regime: str
+    rows: int
+    mape_percent: float
+    median_percent: float
+    p90_percent: float
+    bias_percent: float
+    coverage_percent: float
+    width_percent: float
+    three_constants_mape_percent: float
+    three_constants_median_percent: float
+    pure_roofline_mape_percent: float
+    pure_roofline_median_percent: float
+    worse_than_three_constants: bool
+    degenerate: tuple[str, ...]
+
+
+class EvidenceSummary(NamedTuple):
+    """What all kernels judged on one kind of evidence come to."""
+
+    evidence: str
+    cases: int
+    rows: int
+    coverage_percent: float
+    worse_than_three_constants: tuple[str, ...]
+    degenerate: tuple[str, ...]
+
+
+class BoundRow(NamedTuple):
+    """One bound beside the figure it was held against."""
+
+    measure: str
+    kernel_class: str
+    evidence: str
+    case: str
+    limit_percent: float
+    value_percent: float
+    held: bool
+
+
+class RatioRow(NamedTuple):
+    """How ratios between neighbouring serving runs are met, beside ratio = 1 and the best constant ratio."""
+
+    between: str
+    pairs: int
+    median_percent: float
+    p90_percent: float
+    unit_median_percent: float
+    constant_median_percent: float
+
+
+class Validation(NamedTuple):
+    """Predictions beside measurements."""
+
+    rows: tuple[ValidationRow, ...]
+    summaries: tuple[EvidenceSummary, ...]
+    ratios: tuple[RatioRow, ...]
+    bounds: tuple[BoundRow, ...]
+
+
+class KernelRow(NamedTuple):
+    """One series of measured kernels, fitted or left out; `reason` says why, or what the fit rests on."""
+
+    device: str
+    kernel: str
+    engine: str
+    version: str
+    source: str
+    rows: int
+    state: str
+    reason: str
+
+
+class KernelList(NamedTuple):
+    """Every series there is."""
+
+    rows: tuple[KernelRow, ...]
+
+
 CatalogueAnswer = (
-    HardwareList | HardwareSheet | LintReport | Comparison | ModelList | ModelSheet | RecordSchema | ImportReport
+    HardwareList
+    | HardwareSheet
+    | LintReport
+    | Comparison
+    | ModelList
+    | ModelSheet
+    | RecordSchema
+    | ImportReport
+    | Validation
+    | KernelList
 )

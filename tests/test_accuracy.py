@@ -1,4 +1,4 @@
-"""Accuracy against `calibrate/bounds.csv`: anchors that ship, held-out sites of the public tables, whole serving steps.
+"""Accuracy against `calibrate/gates.csv`: anchors that ship, held-out sites of the public tables, whole serving steps.
 
 The extra `silicon` is a test dependency: without it the second and third part fail, they are not skipped.
 """
@@ -12,11 +12,11 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from roofplan.calibrate import bounds, choose_anchors, records, sample, serving, serving_rows, silicon, validate
-from roofplan.calibrate.bounds import ANY, DEGENERATE, Bound, bound_of
+from roofplan.calibrate import choose_anchors, gates, records, sample, serving, serving_rows, silicon, validate
 from roofplan.calibrate.bundle import SEED, Fitted
 from roofplan.calibrate.columns import Quantity
 from roofplan.calibrate.fit import fit, seconds
+from roofplan.calibrate.gates import ANY, DEGENERATE, Bound, bound_of
 from roofplan.calibrate.judge import errors
 from roofplan.calibrate.lint import lint
 from roofplan.calibrate.regimes import regimes
@@ -31,7 +31,7 @@ from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import kv_format, weight_format
 
 KNOWN = validate.shipped()
-BOUNDS = bounds.read()
+BOUNDS = gates.read()
 HELD_OUT, SERVING, RATIOS = "held-out sites", "serving", "ratios"
 ANCHORS = sorted(path for path in validate.ANCHORS.glob("*.csv") if path.stem != "independent")
 INDEPENDENT = validate.ANCHORS / "independent.csv"

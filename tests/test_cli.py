@@ -40,6 +40,7 @@ ANSWERS = [
     ["models", "list"],
     ["models", "show", "qwen3-30b-a3b"],
     ["records", "schema"],
+    ["validate", "--kernels", "--device", "a100-80gb", "--engine", "vllm"],
 ]
 NO = [
     ["fits", "mixtral-8x7b", "--gpu", "rtx-4090", "--ram", "64GB"],
@@ -409,18 +410,8 @@ def test_the_tools_own_findings_are_a_no(tmp_path: Path, capsys: pytest.CaptureF
 def test_version_and_help_and_module() -> None:
     assert shell("--version").stdout.startswith("roofplan 0.")
     assert "data of 20" in shell("--version").stdout
-    for command in (
-        [],
-        ["fits"],
-        ["explain"],
-        ["memory"],
-        ["serve"],
-        ["hw"],
-        ["hw", "compare"],
-        ["models"],
-        ["calibrate"],
-    ):
-        text = shell(*command, "--help").stdout
+    for words in ("", "fits", "explain", "memory", "serve", "hw", "hw compare", "models", "calibrate", "validate"):
+        text = shell(*words.split(), "--help").stdout
         assert "Usage" in text
     assert "roofplan fits ./model-Q4_K_M.gguf --gpu rtx-4090" in shell("fits", "--help").stdout
     assert "Exit codes" in shell("--help").stdout

@@ -100,7 +100,12 @@ def test_the_wheel_works_from_another_folder(built: tuple[Path, Path], tmp_path:
 def test_the_wheel_holds_the_data_and_nothing_loose(built: tuple[Path, Path]) -> None:
     names = zipfile.ZipFile(built[0]).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"roofplan"}
-    for folder, suffix in (("hwspecs", ".toml"), ("calibrate/bundled", ".json"), ("calibrate", ".csv")):
+    for folder, suffix in (
+        ("hwspecs", ".toml"),
+        ("calibrate/bundled", ".json"),
+        ("calibrate/anchors", ".csv"),
+        ("calibrate", ".csv"),
+    ):
         here = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob(f"*{suffix}")}
         assert {f"roofplan/{name}" for name in here} <= set(names)
     assert "roofplan/simulator/workload/zoo.jsonl" in names

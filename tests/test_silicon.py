@@ -117,7 +117,7 @@ def test_a_series_loads_in_our_units(series: Series) -> None:
         assert np.all(t.kv_tokens >= t.new_tokens) and np.all(t.heads >= t.kv_heads)
         assert np.all((t.window == NO_WINDOW) | (t.window < 1e6))
     if isinstance(t, Experts):
-        assert np.all(np.isin(t.routing_alpha, (0.0, 1.01, 1.2)))
+        assert np.all(np.isin(t.routing_alpha, (-1.0, 1.01, 1.2)))
         assert np.all(t.top_k <= t.experts) and np.all(t.experts % t.ranks == 0)
     if isinstance(t, Collective):
         assert np.all(t.ranks >= 2)

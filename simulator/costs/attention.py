@@ -128,6 +128,8 @@ def flash(table: Attention, key_dim: Array, value_dim: Array, d: Denominators, p
     wide = (key_dim + value_dim) * table.sequences * table.new_tokens
     passes = p.query_passes * wide * table.heads * table.activation_bytes
     passes = passes + p.kv_passes * wide * table.kv_heads * table.activation_bytes
+    before = np.maximum(keys_read(table) - table.new_tokens, 0.0)  # keys of earlier chunks must be read once
+    passes = passes + (key_dim + value_dim) * table.sequences * before * table.kv_heads * table.kv_bytes
     busy = table.new_tokens > 0
     work = np.where(busy, np.maximum(spread, longest), 0.0)
     compute = np.minimum(np.where(busy, compute, 0.0), work)

@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from ...units import format_bytes, format_count, format_gib
 from .. import catalogue as a
+from . import validation_text
 from .text import table
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ def render(out: Console, answer: a.CatalogueAnswer) -> None:
             _columns(out, answer)
         case a.ImportReport():
             _imported(out, answer)
+        case a.Validation():
+            validation_text.render(out, answer)
+        case a.KernelList():
+            validation_text.render_kernels(out, answer)
 
 
 def _sheet(out: Console, answer: a.HardwareSheet) -> None:

@@ -56,8 +56,10 @@ def is_no(answer: Answer | CatalogueAnswer) -> bool:
             return all(row.verdict == "no" for row in answer.rows)
         case ExplainAnswer():
             return False
-    from ..catalogue import LintReport
+    from ..catalogue import LintReport, Validation
 
+    if isinstance(answer, Validation):
+        return not all(bound.held for bound in answer.bounds)
     return isinstance(answer, LintReport) and bool(answer.findings)
 
 

@@ -44,6 +44,11 @@ def save(report: a.Report, path: Path) -> None:
             figure = memory_map(report, report.answer)
         case _:
             raise InputError("there is no picture of this answer", key="--plot")
+    write(figure, path)
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Put a figure at `path` completely or not at all."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         figure.savefig(temporary, format=path.suffix.lstrip(".").lower(), dpi=150)
@@ -53,7 +58,8 @@ def save(report: a.Report, path: Path) -> None:
         raise SurroundingsError(f"cannot be written: {error.strerror}", file=str(path), key="--plot") from None
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Any]:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure that needs no screen, or the remedy when the extra is missing."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -61,6 +67,11 @@ def _axes(width: float, height: float) -> tuple[Figure, Any]:
         raise SurroundingsError("matplotlib is not installed", remedy="pip install 'roofplan[plot]'") from None
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Any]:
+    figure = blank(width, height)
     return figure, figure.add_subplot()
 
 
