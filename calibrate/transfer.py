@@ -99,7 +99,7 @@ class Calibrations:
                 return Resolved(
                     best, Tier.ASSUMED, best.shared_log_sd, best.own_log_sd, f"{kernel}: assumed ({best.id})"
                 )
-            if self._other_engine(best) < 2:
+            if self._other_engine(best) < 3:
                 reason = f"{kernel}: calibrated on {best.id}"
                 return Resolved(best, Tier.CALIBRATED, best.shared_log_sd, best.own_log_sd, reason)
             reason = f"{kernel}: no measurement of {self.engine} on {device.key}, that of another engine ({best.id})"
@@ -131,10 +131,10 @@ class Calibrations:
         return all(abs(here / there - 1) <= SAME_DATASHEET for here, there in pairs)
 
     def _other_engine(self, calibration: Calibration) -> int:
-        """0 for the engine asked about and a user's own, 1 for the library every engine falls back on, 2 for others."""
-        if calibration.engine in (self.engine, *LIBRARIES):
-            return int(calibration.engine != self.engine)
-        return 2 if calibration.engine in ENGINES else 0
+        """0 for a user's own kernels, 1 for the engine asked about, 2 for what every engine calls, 3 for others."""
+        if calibration.engine not in (*ENGINES, *LIBRARIES):
+            return 0
+        return 1 if calibration.engine == self.engine else 2 if calibration.engine in LIBRARIES else 3
 
     def _distance(self, calibration: Calibration, kernel: Kernel) -> tuple[bool, int, float]:
         """Another architecture, another engine, then |log| of the ratio of bytes per FLOP of the two devices."""

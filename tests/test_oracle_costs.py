@@ -137,7 +137,9 @@ def test_products(form: type, cache: Cache) -> None:
 # ---- attention
 
 
-def flash_seconds(batch, new, kv, heads, kv_heads, d_qk, d_v, window, a, d: Denominators, p: FlashPrefill) -> float:
+def flash_seconds(
+    batch, new, kv, heads, kv_heads, d_qk, d_v, window, a, kv_bytes, d: Denominators, p: FlashPrefill
+) -> float:
     def filled(rows: float) -> float:
         return rows / (128 * math.ceil(rows / 128))
 
@@ -156,6 +158,8 @@ def flash_seconds(batch, new, kv, heads, kv_heads, d_qk, d_v, window, a, d: Deno
     units = batch * heads / together
     spread = units * (128 * keys * pair + tiles * p.tile_s) / d.sm_count
     passes = (p.query_passes * heads + p.kv_passes * kv_heads) * (d_qk + d_v) * batch * new * a
+    before = max(min(kv, window + new - 1) - new, 0)  # keys of earlier chunks, read once
+    passes += (d_qk + d_v) * batch * before * kv_heads * kv_bytes
     memory = passes / (0.9 * d.bandwidth_bytes_per_s)
     return p.floor_s + max(spread, 128 * longest * pair + p.tile_s) + memory
 
@@ -183,7 +187,7 @@ def test_prefill() -> None:
             kv_bytes=1.0,
             activation_bytes=2.0,
         )
-        expected = flash_seconds(batch, new, kv, heads, kv_heads, dim, dim, window, 2.0, d, p)
+        expected = flash_seconds(batch, new, kv, heads, kv_heads, dim, dim, window, 2.0, 1.0, d, p)
         assert price(row, d, p) == pytest.approx(expected, rel=1e-6), row
 
 
@@ -211,7 +215,7 @@ def test_latent_prefill() -> None:
         widths = c["nope"] + c["rope"], c["value"]
         load = c["sequences"], c["new_tokens"], c["kv_tokens"], c["heads"], c["heads"]
         row = one_row(LatentAttention, "a", "l", 1, Kernel(KernelName.MLA_PREFILL, DType.BF16), **c)
-        assert price(row, d, p) == pytest.approx(flash_seconds(*load, *widths, NO_WINDOW, 2.0, d, p), rel=1e-6)
+        assert price(row, d, p) == pytest.approx(flash_seconds(*load, *widths, NO_WINDOW, 2.0, 2.0, d, p), rel=1e-6)
 
 
 def test_tiles_hold_every_pair_that_the_mask_keeps() -> None:

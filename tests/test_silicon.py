@@ -204,6 +204,7 @@ def test_calibrating_never_reads_what_is_held_out(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(bundle, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(bundle, "fit_series", known)
     silicon._frame.cache_clear()
+    silicon.catalogue.cache_clear()
     for device in FOLDERS:
         silicon.catalogue(device)
     written = bundle.build(tmp_path, ["a100-80gb", "l40s"], lambda line: None)

@@ -112,11 +112,11 @@ STRANGER = fleet("stranger", "ada", "mma.sync")
 def test_the_order_from_the_best_to_the_last() -> None:
     """Each time the best one is taken away, the next one answers, with the errors of its tier."""
     order = [
-        (calibrated(MINE, "vllm"), Tier.CALIBRATED),
         (calibrated(MINE, "own kernels"), Tier.CALIBRATED),
+        (calibrated(MINE, "vllm"), Tier.CALIBRATED),
         (calibrated(MINE, "sglang"), Tier.TRANSFERRED),
-        (calibrated(SIBLING, "vllm"), Tier.TRANSFERRED),
         (calibrated(SIBLING, "own kernels"), Tier.TRANSFERRED),
+        (calibrated(SIBLING, "vllm"), Tier.TRANSFERRED),
         (calibrated(SIBLING, "trtllm"), Tier.TRANSFERRED),
         (calibrated(COUSIN, "vllm"), Tier.TRANSFERRED),
         (calibrated(COUSIN, "sglang"), Tier.TRANSFERRED),

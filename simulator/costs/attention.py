@@ -7,7 +7,8 @@ Prefill, many queries (kernels with tiles of 128 x 128; `packs_heads` packs the 
 
     T = t_0 + max((pairs t_pair + tiles t_tile) / SMs,  128 longest t_pair + t_tile) + passes / (0.9 B)
     t_pair = 2 (d_qk + d_v) / (e P / SMs) + c / (16 f)
-    passes = (query_passes heads + kv_passes KV heads) (d_qk + d_v) sequences queries, in activation bytes
+    passes = (query_passes heads + kv_passes KV heads) (d_qk + d_v) sequences queries, in activation bytes,
+             and the keys and values of earlier chunks once (public tables have no such rows)
 
 Work is spread over multiprocessors or hangs on the longest tile; memory traffic adds up instead of hiding behind it.
 A tile holds R = 128 queries of one head, or 128 / G of G packed ones. The i-th of a sequence multiplies min(past + i R,
@@ -130,6 +131,7 @@ def flash(table: Attention, key_dim: Array, value_dim: Array, d: Denominators, p
     passes = passes + p.kv_passes * wide * table.kv_heads * table.activation_bytes
     before = np.maximum(keys_read(table) - table.new_tokens, 0.0)  # keys of earlier chunks must be read once
     passes = passes + (key_dim + value_dim) * table.sequences * before * table.kv_heads * table.kv_bytes
+    passes = np.where(table.new_tokens > 0, passes, 0.0)
     busy = table.new_tokens > 0
     work = np.where(busy, np.maximum(spread, longest), 0.0)
     compute = np.minimum(np.where(busy, compute, 0.0), work)

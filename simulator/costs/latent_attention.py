@@ -39,7 +39,7 @@ def expanded(table: LatentAttention) -> Attention:
         kv_heads=table.heads,
         head_dim=table.nope + table.rope,
         window=np.full_like(table.kv_tokens, NO_WINDOW),
-        kv_bytes=table.kv_bytes,
+        kv_bytes=table.activation_bytes,  # expanded heads are activations
         activation_bytes=table.activation_bytes,
     )
 
