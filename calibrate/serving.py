@@ -19,10 +19,9 @@ from ..simulator.scenario import Numerics, Scenario, Sharding
 from ..simulator.serving import Load, serve
 from ..simulator.workload import zoo
 from ..simulator.workload.formats import FORMATS
-from .judge import errors
 from .serving_rows import ServingRow, neighbours
 from .transfer import COLLECTIVES, Calibrations
-from .validate import ALL, EVERYTHING, LEAST_ROWS, SERVING, Case, Judged, Points, Progress, Wanted
+from .validate import ALL, EVERYTHING, LEAST_ROWS, SERVING, Case, Judged, Points, Progress, Rows, Wanted
 
 ENOUGH_ROWS = 20  # of an engine version, to take an overhead from
 AS_STORED = ("int4", "mxfp4")  # formats of some tensors only: those of the checkpoint itself
@@ -106,14 +105,20 @@ def _pure(calibration: Calibration) -> Calibration:
     return calibration._replace(parameters=LatencyBandwidth(0.0, 0.0, 1.0) if link else ThreeConstants(0.0, 1.0, 1.0))
 
 
+def rows_of(found: Sequence[Compared]) -> Rows:
+    """Time per output token of some rows, measured, predicted and by the baselines."""
+    return Rows(
+        measured_s=np.array([c.row.tpot_s for c in found]),
+        predicted_s=np.array([float(c.time.time_s) for c in found]),
+        log_sd=np.array([float(c.time.log_sd) for c in found]),
+        pure_s=np.array([c.pure_s for c in found]),
+        three_s=np.array([c.three_s for c in found]),
+    )
+
+
 def errors_of(found: Sequence[Compared]) -> Errors:
     """Errors of some rows' time per output token."""
-    return errors(
-        *_seconds(found),
-        np.array([float(c.time.log_sd) for c in found]),
-        np.array([c.pure_s for c in found]),
-        np.array([c.three_s for c in found]),
-    )
+    return rows_of(found).errors()
 
 
 class ServingJudged(NamedTuple):
@@ -136,14 +141,15 @@ def judge(
     about = Case(SERVING, _one(fair, "device"), SERVING, _one(fair, "engine"), "", "composed", ALL, errors_of(fair))
     cases = [about, about._replace(regime="unfiltered", errors=errors_of(found))]
     cases += _parts(about, fair)
-    points = Points(SERVING, about.device, SERVING, *_seconds(fair), np.zeros(0), np.zeros(0), 0.0, 0.0)
+    judged, none = rows_of(fair), np.zeros(0)
+    points = Points(SERVING, about.device, SERVING, judged.predicted_s, judged.measured_s, none, none, 0.0, 0.0)
     near, met = neighbours(asked), {}
     for name, pairs in (("more clients", near.concurrency), ("another layout", near.layout)):
         ids = {c.row.id for c in fair}
         if both := [(a, b) for a, b in pairs if a.id in ids and b.id in ids]:
             met[name] = ratios(fair, both)
     reasons = Counter(row.exclusion or why_not(row) or "" for row in asked)
-    return ServingJudged(Judged(tuple(cases), points), met, {why: n for why, n in reasons.items() if why})
+    return ServingJudged(Judged(tuple(cases), points, judged), met, {why: n for why, n in reasons.items() if why})
 
 
 def _one(found: Sequence[Compared], field: str) -> str:
@@ -166,10 +172,6 @@ def _parts(about: Case, found: Sequence[Compared]) -> Iterator[Case]:
     for case in sorted(groups, key=lambda c: (c.regime, c.engine)):
         if len(groups[case]) >= LEAST_ROWS:
             yield case._replace(regime=case.regime[2:].strip(), errors=errors_of(groups[case]))
-
-
-def _seconds(found: Sequence[Compared]) -> tuple[Array, Array]:
-    return np.array([float(c.time.time_s) for c in found]), np.array([c.row.tpot_s for c in found])
 
 
 def ratios(found: Sequence[Compared], pairs: Sequence[tuple[ServingRow, ServingRow]]) -> Ratios:

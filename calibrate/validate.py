@@ -108,11 +108,53 @@ class Points(NamedTuple):
     bandwidth_bytes_per_s: float
 
 
+class Rows(NamedTuple):
+    """Measured and predicted seconds of some rows, how sure the prediction is, and the two baselines' seconds."""
+
+    measured_s: Array
+    predicted_s: Array
+    log_sd: Array
+    pure_s: Array
+    three_s: Array
+
+    def errors(self, which: Mask | slice = slice(None)) -> Errors:
+        """Errors of some of the rows."""
+        measured, predicted, log_sd, pure, three = (values[which] for values in self)
+        return errors(predicted, measured, log_sd, pure, three)
+
+
 class Judged(NamedTuple):
-    """A kernel's cases, all rows first, and the points behind them."""
+    """A kernel's cases, all rows first, the points behind them for a picture, and the rows they were judged on."""
 
     cases: tuple[Case, ...]
     points: Points
+    rows: Rows
+
+
+def pooled(group: Sequence[Judged]) -> Judged:
+    """Several devices and engines as one line: a few rows of each say more together than apart."""
+    cases = [one.cases[0] for one in group]
+    devices, engines = ({getattr(c, name) for c in cases} for name in ("device", "engine"))
+    rows = Rows(*(np.concatenate(values) for values in zip(*(one.rows for one in group), strict=True)))
+
+    def some(names: set[str], what: str) -> str:
+        return names.pop() if len(names) == 1 else f"{len(names)} {what}"
+
+    about = cases[0]._replace(
+        device=some(devices, "devices"), engine=some(engines, "engines"), version="", source="", at_bound=()
+    )
+    first = group[0].points
+    points = first._replace(
+        name=about.name,
+        device=about.device,
+        predicted_s=rows.predicted_s,
+        measured_s=rows.measured_s,
+        flops=np.zeros(0),
+        traffic_bytes=np.zeros(0),
+        peak_flops_per_s=0.0,
+        bandwidth_bytes_per_s=0.0,
+    )
+    return Judged((about._replace(errors=rows.errors()),), points, rows)
 
 
 def refuse_unknown(wanted: Wanted, there: Iterable[tuple[str, str, str]], listing: str) -> None:
@@ -218,21 +260,6 @@ def _judged(about: Case, calibration: Calibration, found: Fitted, predicted: Arr
     return _by_regime(about, table, d, Rows(found.seconds, predicted, log_sd, pure_roofline(table, d), three))
 
 
-class Rows(NamedTuple):
-    """Measured and predicted seconds of some rows, how sure the prediction is, and the two baselines' seconds."""
-
-    measured_s: Array
-    predicted_s: Array
-    log_sd: Array
-    pure_s: Array
-    three_s: Array
-
-    def errors(self, which: Mask | slice = slice(None)) -> Errors:
-        """Errors of some of the rows."""
-        measured, predicted, log_sd, pure, three = (values[which] for values in self)
-        return errors(predicted, measured, log_sd, pure, three)
-
-
 def _by_regime(about: Case, table: Table, d: Denominators, rows: Rows) -> Judged:
     """The case of all rows, and one for each regime that has enough of them."""
     masks = {name: mask for name, mask in regimes(table, rows.measured_s).items() if mask.sum() >= LEAST_ROWS}
@@ -249,7 +276,7 @@ def _by_regime(about: Case, table: Table, d: Denominators, rows: Rows) -> Judged
         0.0 if link else d.peak_flops_per_s,
         0.0 if link else d.bandwidth_bytes_per_s,
     )
-    return Judged((about._replace(errors=rows.errors()), *parts), points)
+    return Judged((about._replace(errors=rows.errors()), *parts), points, rows)
 
 
 def judge_records(

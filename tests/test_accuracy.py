@@ -86,11 +86,7 @@ def judged(*stems: str) -> dict[str, list[validate.Judged]]:
 
 
 def pooled(group: list[validate.Judged]) -> Errors:
-    predicted, measured = (
-        np.concatenate([getattr(j.points, name) for j in group]) for name in ("predicted_s", "measured_s")
-    )
-    covered = np.average([j.cases[0].errors.coverage for j in group], weights=[len(j.points.measured_s) for j in group])
-    return simply(predicted, measured, 0.0)._replace(coverage=float(covered))
+    return validate.pooled(group).cases[0].errors
 
 
 STEMS = tuple(path.stem for path in ANCHORS)

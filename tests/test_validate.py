@@ -15,7 +15,7 @@ import pytest
 
 import roofplan
 from roofplan import cli
-from roofplan.calibrate import bounds, records, serving, serving_rows, silicon, validate, validate_command
+from roofplan.calibrate import bounds, records, serving, serving_rows, silicon, store, validate, validate_command
 from roofplan.calibrate.records import Record
 from roofplan.calibrate.serving_rows import ServingRow
 from roofplan.calibrate.transfer import Calibrations
@@ -202,11 +202,27 @@ def test_whole_systems_are_passed_over_and_said_so(mine: Path, capsys: pytest.Ca
 def test_anchors_are_every_file_that_ships(
     mine: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (mine.parent / "independent.csv").write_bytes(mine.read_bytes())
     (mine.parent / "other.csv").write_bytes(mine.read_bytes())
     monkeypatch.setattr(validate, "ANCHORS", mine.parent)
     _, answer, _ = asked(capsys)
-    assert [s["evidence"] for s in answer["summaries"]] == ["anchor mine", "anchor other"]
-    assert [row["kernel"] for row in answer["rows"]] == ["gemm/bf16", "all-reduce/bf16"] * 2
+    assert [s["evidence"] for s in answer["summaries"]] == ["anchors", "others' anchors"]
+    assert [row["kernel"] for row in answer["rows"]] == ["all-reduce/bf16", "gemm/bf16"] * 2
+    alone = [row["rows"] for row in answer["rows"] if row["evidence"] != "anchors"]
+    assert [row["rows"] for row in answer["rows"] if row["evidence"] == "anchors"] == [2 * n for n in alone]
+    _, each, _ = asked(capsys, "--regimes")
+    files = [row["kernel"] for row in each["rows"] if row["regime"] == "all"]
+    assert files == ["gemm/bf16", "all-reduce/bf16"] * 3, "with regimes every file's kernels stand alone"
+
+
+def test_pooled_errors_are_those_of_all_rows(mine: Path) -> None:
+    judged = list(validate.judge_records(mine, store.known()))
+    both = validate.pooled([judged[0], judged[0], judged[1]])
+    [case] = both.cases
+    sizes = [2 * len(judged[0].rows.measured_s), len(judged[1].rows.measured_s)]
+    assert case.errors.n == sum(sizes)
+    apart = [judged[0].cases[0].errors.mape, judged[1].cases[0].errors.mape]
+    assert case.errors.mape == pytest.approx(np.average(apart, weights=sizes))
 
 
 def test_no_anchors_is_one_clear_line(
@@ -274,10 +290,11 @@ def test_odd_names_keep_xml_and_markdown_whole(
     junit, markdown = tmp_path / "validation.xml", tmp_path / "validation.md"
     code, _, err = run(capsys, "--max-mape", "all=1", "--junit", junit, "--markdown", markdown)
     assert (code, err) == (ExitCode.NO, "")
-    [(where, name, result)] = junit_of(junit)
-    assert '<&"|`*_[x](y)\\]]>' in name and "<&|b" in where and result == "failure"
+    assert run(capsys, "--max-mape", "all=1", "--regimes", "--junit", junit, "--markdown", markdown)[0] is code
+    [(where, name, result)] = [case for case in junit_of(junit) if case[2] == "failure"]
+    assert '<&"|`*_[x](y)\\]]>' in name and where and result == "failure"
     header, rules, *rows = table_of(markdown.read_text(encoding="utf-8"))
-    assert len(rows) == 1 and len(header) == len(rules) == len(rows[0])
+    assert rows and len(header) == len(rules) == len(rows[0])
 
 
 def table_of(text: str) -> list[list[str]]:

@@ -17,6 +17,7 @@ from .. import catalogue as a
 from ..calibration import Basis
 from .measurements import device_key
 
+INDEPENDENT = "independent"  # the anchors that others measured
 LISTING = "roofplan validate --kernels"
 FIRST_TOKEN = "time to first token is not judged: it holds the queue, which these runs do not state"
 
@@ -114,9 +115,21 @@ def _records(request: Request, progress: v.Progress) -> tuple[list[v.Judged], li
     v.refuse_unknown(request.wanted, ((r.device, r.kernel_id, r.engine) for r in kernels), "roofplan records lint")
     known, judged = store.known(request.calibration), list[v.Judged]()
     for file in files:
-        evidence = "records" if request.records is not None else f"anchor {file.stem}"
+        others = file.stem == INDEPENDENT
+        evidence = "records" if request.records is not None else "others' anchors" if others else "anchors"
         judged += v.judge_records(file, known, evidence, request.wanted, progress)
+    if request.records is None and request.wanted == v.EVERYTHING and not request.regimes:
+        judged = _by_kernel(judged)
+        notes = [*notes, "a line pools devices and engines: --regimes, or a filter, shows each"]
     return _some(judged, request), notes
+
+
+def _by_kernel(judged: list[v.Judged]) -> list[v.Judged]:
+    """One line a kernel and kind of evidence."""
+    groups: dict[tuple[str, str], list[v.Judged]] = {}
+    for one in judged:
+        groups.setdefault((one.cases[0].evidence, one.cases[0].kernel), []).append(one)
+    return [v.pooled(group) for _, group in sorted(groups.items())]
 
 
 def _whole_systems(file: Path, rows: Iterable[records.Record]) -> str:
