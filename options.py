@@ -93,7 +93,13 @@ class Asked:
     host: Annotated[str | None, option("Host file (`roofplan hw list`).", "NAME")] = None
     vram: Annotated[str | None, option("Memory of an unnamed card, such as 24GB.", "SIZE")] = None
     bandwidth: Annotated[str | None, option("Memory bandwidth of an unnamed card, such as 1TB/s.", "RATE")] = None
-    engine: Annotated[str, option("Whose batching and kernels: vllm, sglang or trtllm.", "NAME")] = "vllm"
+    engine: Annotated[
+        str,
+        option(
+            "Whose batching and kernels: vllm, sglang, trtllm; vllm-0.12.0: `serve` adds its overhead.",
+            "NAME",
+        ),
+    ] = "vllm"
     memory_utilization: Annotated[float, option("Share of a device an engine may claim.", "SHARE")] = 0.9
     max_batched_tokens: Annotated[
         str | None, option("Most tokens an engine puts into one step; default: the engine's own, 8192.", "N")

@@ -260,8 +260,8 @@ def load(series: Series) -> Measured:
     frame = frame[frame["kernel_source"] == series.source]
     columns = {"gemm": ["gemm_dtype"], "moe": ["moe_dtype"], "attention": ["attn_dtype", "kv_cache_dtype"]}
     columns |= {"mla": ["mla_dtype", "kv_cache_dtype"], "quantize": ["op_name", "quant_dtype"]}
-    columns |= {"comm": ["op_name", "nccl_dtype"] if "nccl_dtype" in frame else ["op_name"]}
-    for column, value in zip(columns[family], series.label.split("/"), strict=True):
+    columns |= {"comm": ["op_name", "nccl_dtype"]}
+    for column, value in zip(columns[family], series.label.split("/"), strict=False):
         frame = frame[frame[column] == value]
     if len(frame) > MAX_ROWS:
         frame = frame.sample(MAX_ROWS, random_state=0)

@@ -89,9 +89,15 @@ class Engine:
     routing: Routing = Routing.POWER_LAW
     routing_alpha: float = 1.01
     name: str = "vllm"
+    version: str = ""
     mixes_prefill: bool = True
     chunks_prefill: bool = True
     step_overhead_s: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """`vllm`, or `vllm-0.12.0` where a version was named."""
+        return f"{self.name}-{self.version}" if self.version else self.name
 
     def __post_init__(self) -> None:
         if not 0 < self.memory_utilization <= 1:

@@ -46,7 +46,7 @@ def question_of(scenario: Scenario, wishes: Wishes) -> a.Question:
         bits_per_weight=weights.bits_per_weight,
         kv=scenario.numerics.kv.value,
         layout=layout_of(scenario.sharding),
-        engine=scenario.engine.name,
+        engine=scenario.engine.label,
         memory_utilization=scenario.engine.memory_utilization,
         max_batched_tokens=scenario.engine.max_batched_tokens,
         routing=f"{scenario.engine.routing.value} {scenario.engine.routing_alpha:g}",
@@ -70,8 +70,8 @@ def flags_of(scenario: Scenario, wishes: Wishes) -> str:
         words += [f"--prompt {int(scenario.prompt)}"]
     pinned = {**wishes._asdict(), "weights": wishes.weights and wishes.weights.name}
     words += [f"--{name} {value}" for name, value in pinned.items() if value is not None]
-    if engine.name != Engine().name:
-        words += [f"--engine {engine.name}"]
+    if engine.label != Engine().label:
+        words += [f"--engine {engine.label}"]
     if engine.memory_utilization != default.memory_utilization:
         words += [f"--memory-utilization {engine.memory_utilization:g}"]
     if engine.max_batched_tokens != default.max_batched_tokens:

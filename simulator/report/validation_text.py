@@ -64,6 +64,9 @@ def _ratio(row: a.RatioRow) -> list[str]:
     return [row.between, f"{row.pairs:,}", *(f"{x:.1f}" for x in row[2:])]
 
 
+FEW = 4  # names that a sentence bears
+
+
 def sentence(s: a.EvidenceSummary) -> str:
     """What one kind of evidence comes to."""
     coverage = f"{s.coverage_percent:.1f} % of {s.rows:,} rows inside their 80 % interval"
@@ -73,7 +76,8 @@ def sentence(s: a.EvidenceSummary) -> str:
 
 
 def _of(what: str, names: Sequence[str], cases: int) -> str:
-    return f"{len(names)} of {cases} {what}" + (f": {', '.join(names)}" if names else "")
+    shown = ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more (--json has them all)" if len(names) > FEW else "")
+    return f"{len(names)} of {cases} {what}" + (f": {shown}" if names else "")
 
 
 def told(bound: a.BoundRow) -> str:
