@@ -193,7 +193,8 @@ def test_unlike_requests_one_by_one_take_the_same_time(load: tuple[int, int, int
     assert 1 / float(ours.time_per_token_of_all.time_s) == pytest.approx(seen.tokens_per_s, rel=0.04)
     assert ours.running == pytest.approx(seen.running, rel=0.04)
     assert ours.prompt_share == pytest.approx(seen.prompt_share, abs=0.05)
-    assert float(ours.first_token_service.time_s) == pytest.approx(seen.service, rel=0.1)
+    whole = 0.12 if engine == "trtllm" else 0.1  # prompts of 8k that are never cut meet in steps of very unlike sizes
+    assert float(ours.first_token_service.time_s) == pytest.approx(seen.service, rel=whole)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
