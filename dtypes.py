@@ -21,11 +21,12 @@ class DType(StrEnum):
     @property
     def bits(self) -> int:
         """Bits one element occupies in memory (TF32 is stored as 32)."""
-        return {"fp64": 64, "fp32": 32, "tf32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "fp4": 4, "int4": 4}[
-            self.value
-        ]
+        return _BITS[self.value]
 
     @property
     def bytes(self) -> float:
         """Bytes one element occupies in memory."""
         return self.bits / 8
+
+
+_BITS = {"fp64": 64, "fp32": 32, "tf32": 32, "fp16": 16, "bf16": 16, "fp8": 8, "int8": 8, "fp4": 4, "int4": 4}
