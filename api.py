@@ -364,7 +364,8 @@ def explain_step(
     """One step operator by operator, at the precision and layout `fits` chooses unless pinned."""
     calibrations = calibrations or load_calibrations(scenario.fleet, engine=scenario.engine.name)
     wishes = wishes or Wishes()
-    decided = fit.choose(scenario, wishes, calibrations).plan.scenario
+    chosen = fit.choose(scenario, wishes, calibrations).candidate
+    decided = chosen.scenario
     step = decode_step(decided) if phase is Phase.DECODE else prefill_step(decided)
     operators = price(lower(decided, step), decided, calibrations)
     rows, parts = rows_of(operators, calibrations), shares(operators)
@@ -378,7 +379,10 @@ def explain_step(
         shares=parts,
         bandwidth_bytes_per_s=decided.fleet.device.bandwidth_bytes_per_s.value,
     )
-    return _report(decided, wishes, answer, evidence_of(whole, operators, calibrations))
+    report = _report(decided, wishes, answer, evidence_of(whole, operators, calibrations))
+    if chosen.verdict is not Verdict.NO:
+        return report
+    return report._replace(warnings=(*report.warnings, "it does not fit: times are of a device with room enough"))
 
 
 def ask_serve(

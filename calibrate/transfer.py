@@ -46,6 +46,7 @@ KIN: Mapping[Kernel, Kernel] = {
     **{Kernel(name, D.FP32): Kernel(name, D.BF16) for name in (K.ELEMENTWISE, K.ALL_REDUCE, K.ALL_GATHER, K.SEND)},
     Kernel(K.SEND, D.BF16): Kernel(K.ALL_GATHER, D.BF16),
 }
+WEIGHT_ONLY = (K.GEMM_WEIGHT_ONLY, K.EXPERTS_WEIGHT_ONLY)
 COLLECTIVES = (K.ALL_REDUCE, K.ALL_GATHER, K.REDUCE_SCATTER, K.ALL_TO_ALL, K.SEND)
 SAME_ARITHMETIC = {(D.FP16, D.BF16)}  # kin by name only: the same kernel in the other 16-bit format
 
@@ -150,8 +151,12 @@ def _read(entries: Iterable[Calibration | store.Entry]) -> list[Calibration]:
 
 
 def _related(calibration: Calibration, device: Device, fleet: Fleet) -> bool:
-    """Same matrix instructions; for collectives also the same kind of link (switched NVLink or PCIe)."""
-    if not kindred(calibration.architecture_class, device.architecture_class):
+    """Same matrix instructions; for collectives also the same kind of link (switched NVLink or PCIe).
+
+    Weight-only products use the older instructions on every NVIDIA device: widened weights come from registers.
+    """
+    same = kindred(calibration.architecture_class, device.architecture_class)
+    if not same and not (calibration.kernel.name in WEIGHT_ONLY and device.vendor == "nvidia"):
         return False
     link = fleet.interconnect.bandwidth_bytes_per_s.value
     return may_lend(calibration, calibration.denominators._replace(link_bytes_per_s=link))

@@ -74,13 +74,23 @@ def serve(scenario: Scenario, load: Load, calibrations: CalibrationSet) -> Serve
         time_per_output_token=final.time.displaced(COMPOSITION_LOG_SD),
         first_token_service=final.service.displaced(COMPOSITION_LOG_SD),
         decode_step=final.decode.displaced(COMPOSITION_LOG_SD),
-        time_per_token_of_all=final.of_all.displaced(COMPOSITION_LOG_SD),
+        time_per_token_of_all=_slowest(final, held, running).displaced(COMPOSITION_LOG_SD),
         running=running,
         in_flight=held.clients,
         prompt_share=_prompt_share(scenario.engine.mixes_prefill, held, final.steps),
         cache_limited=held.clients < load.clients,
         prompt_limited=scenario.engine.mixes_prefill and float(final.steps.asked) > FULL,
     )
+
+
+def _slowest(final: _Points, load: Load, running: float) -> Estimate:
+    """Time per token of all requests: the longest of what decoding, each request's life and the prompts alone need.
+
+    Where few tokens follow long prompts less than one request decodes at a time, and the prompts set the pace.
+    """
+    life = (final.time.scaled(load.output) + final.service).scaled(1.0 / (load.output * load.clients))
+    prompts = final.service.scaled(1.0 / (load.output * float(final.steps.wave)))
+    return max((final.of_all, life, prompts), key=lambda each: float(each.time_s))
 
 
 def admitted(scenario: Scenario, load: Load) -> Load:
@@ -165,6 +175,8 @@ def _decoding(load: Load, sequences: Array, captured: bool = False) -> Step:
 
 def _prompt_share(mixes: bool, load: Load, steps: Steps) -> float:
     """Share of all steps that take prompts in; of a wave a request endures half of them only."""
+    if load.clients == 1:  # nobody decodes while its own prompt is taken in, step after step
+        return float(steps.pieces / (steps.pieces + load.output))
     if mixes:
         return float(steps.share)
     often = float(load.clients / steps.wave * steps.pieces / load.output if load.alike else steps.share)

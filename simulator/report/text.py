@@ -19,7 +19,7 @@ VERDICT_WORDS = {"surely": " fits", "tight": ", it may just fit", "no": ", it do
 TIER_NOTE = {
     "measured": "measured",
     "calibrated": "calibrated on this device",
-    "transferred": "carried over from a related device",
+    "transferred": "carried over from another engine or a related device",
     "datasheet": "datasheet and pooled fractions",
     "assumed": "partly assumed",
 }
