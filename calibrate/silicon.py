@@ -173,23 +173,32 @@ def _of_file(device: str, file: str) -> list[Series]:
     ]
 
 
+def _label_columns(family: str, name: str) -> tuple[str, ...]:
+    """The columns whose values, joined by slashes, label a series of a table; none in a family without a model."""
+    match family:
+        case "gemm":
+            return ("gemm_dtype",)
+        case "moe":
+            return ("moe_dtype",)
+        case "attention":
+            return ("attn_dtype", "kv_cache_dtype")
+        case "mla":
+            return ("mla_dtype", "kv_cache_dtype")
+        case "quantize":
+            return ("op_name", "quant_dtype")
+        case "comm":
+            return ("op_name", "nccl_dtype") if "nccl" in name else ("op_name",)
+    return ()
+
+
 def _groups(file: str, family: str, name: str) -> Iterator[tuple[str, str, Kernel | None, int]]:
     """(label, kernel source, kernel, rows) of a table's groups; unmodelled families are one group."""
     frame = _frame(file)
-    columns = {
-        "gemm": ["gemm_dtype"],
-        "attention": ["attn_dtype", "kv_cache_dtype"],
-        "moe": ["moe_dtype"],
-        "mla": ["mla_dtype", "kv_cache_dtype"],
-        "quantize": ["op_name", "quant_dtype"],
-    }.get(family)
-    if family == "comm":
-        columns = ["op_name", "nccl_dtype"] if "nccl" in name else ["op_name"]
-    known = columns is not None and all(c in frame for c in columns)
-    if not known or frame["latency"].isna().all():
+    columns = _label_columns(family, name)
+    if not columns or not all(c in frame for c in columns) or frame["latency"].isna().all():
         yield family, "-", None, len(frame)
         return
-    for key, rows in frame.groupby([*(columns or []), "kernel_source"], sort=True).size().items():
+    for key, rows in frame.groupby([*columns, "kernel_source"], sort=True).size().items():
         *label, source = key
         yield "/".join(map(str, label)), str(source), _kernel(family, name, tuple(map(str, label))), int(rows)
 
@@ -256,12 +265,9 @@ def load(series: Series) -> Measured:
     """The measurements of a fitted series."""
     assert series.kernel is not None
     frame = _frame(series.file)
-    family = Path(series.file).parts[1]
+    _, family, _, _, name = Path(series.file).parts
     frame = frame[frame["kernel_source"] == series.source]
-    columns = {"gemm": ["gemm_dtype"], "moe": ["moe_dtype"], "attention": ["attn_dtype", "kv_cache_dtype"]}
-    columns |= {"mla": ["mla_dtype", "kv_cache_dtype"], "quantize": ["op_name", "quant_dtype"]}
-    columns |= {"comm": ["op_name", "nccl_dtype"]}
-    for column, value in zip(columns[family], series.label.split("/"), strict=False):
+    for column, value in zip(_label_columns(family, name), series.label.split("/"), strict=True):
         frame = frame[frame[column] == value]
     if len(frame) > MAX_ROWS:
         frame = frame.sample(MAX_ROWS, random_state=0)

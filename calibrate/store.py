@@ -1,4 +1,4 @@
-"""Calibration files: one JSON per device, schema version 1, written atomically and read with clear complaints."""
+"""Calibration files: one JSON per device (`SCHEMA_VERSION`), written atomically and read with clear complaints."""
 
 from __future__ import annotations
 

@@ -92,8 +92,9 @@ def terms(table: Table, d: Denominators, parameters: Parameters, cache: Cache = 
             launches = table.launches if isinstance(table, Elementwise) else np.ones_like(amount.flops)
             return three_constants(amount.flops, amount.traffic_bytes, launches, d, parameters)
         case _, LatencyBandwidth():
-            ranks = table.ranks if isinstance(table, Collective) else np.ones_like(work(table).traffic_bytes)
-            return latency_bandwidth(work(table).traffic_bytes, ranks, d, parameters)
+            crossing = work(table).traffic_bytes
+            ranks = table.ranks if isinstance(table, Collective) else np.ones_like(crossing)
+            return latency_bandwidth(crossing, ranks, d, parameters)
         case Gemm(), SplitKGemm():
             return _at_distinct(table, "m", lambda t: gemm.split_k(t, d, parameters, cache))
         case Gemm(), ScaledGemm():
