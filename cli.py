@@ -156,7 +156,7 @@ HardwareName = Annotated[str, typer.Argument(help="Bundled name or your own .tom
 
 @hw.command("list")
 def hw_list(json: Json = False) -> None:
-    """Every bundled GPU, host, link and cluster."""
+    """Every bundled GPU, host, drive, link and cluster."""
     from .simulator.report import hardware
 
     _plain(hardware.list_all(), json)

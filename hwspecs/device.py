@@ -120,6 +120,7 @@ class Device(Part):
     compute_capability: Fact | None = fact("1", "CUDA compute capability", False)
     memory_kind: str = word("HBM3, GDDR6X, DDR5, ...", False)
     accumulate: str = word("accumulation type the bf16 and fp16 rates refer to", False)
+    addressable_share: Fact | None = fact("1", "share of unified memory its GPU may use as delivered", False)
     unified_memory: bool = field(default=False, metadata={"type": "flag", "meaning": "memory shared with the host"})
 
     def peak_flops_per_s(self, dtype: DType) -> Fact:
@@ -147,8 +148,21 @@ class Host(Part):
     sockets: Fact | None = fact("1", "processor packages", False)
     memory_channels: Fact | None = fact("1", "memory channels over all sockets", False)
     memory_transfers_per_s: Fact | None = fact("1/s", "transfers per second of one channel (8 bytes each)", False)
-    nvme_read_bytes_per_s: Fact | None = fact("B/s", "sequential read of the local NVMe storage", False)
-    nvme_write_bytes_per_s: Fact | None = fact("B/s", "sequential write of the local NVMe storage", False)
+    peak_dense_flops_per_s: Rates = rates("FLOP/s", "dense rate of all cores together by input format")
+    memory_kind: str = word("DDR4, DDR5, LPDDR5X, ...", False)
+    instructions: str = word("widest vector or matrix instructions of the cores: AVX2, AVX-512, AMX, SVE2, ...", False)
+    storage: str = word("storage file of the local drive", False)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Storage(Part):
+    """A class of local drive; rates are sequential, of one drive."""
+
+    read_bytes_per_s: Fact = fact("B/s", "sequential read")
+    write_bytes_per_s: Fact = fact("B/s", "sequential write")
+    capacity_bytes: Fact | None = fact("B", "usual capacity", False)
+    random_reads_per_s: Fact | None = fact("1/s", "random reads of 4 KiB at full queue depth", False)
+    link: str = word("link file that carries it")
 
 
 SWITCHED_BYTES_PER_S = 100e9  # per direction; slower links between devices are PCIe
@@ -162,6 +176,7 @@ class Link(Part):
     transfers_per_s: Fact | None = fact("1/s", "transfer rate of one lane", False)
     lanes: Fact | None = fact("1", "lanes or links", False)
     encoding: Fact | None = fact("1", "share of transferred bits that carry data", False)
+    latency_s: Fact | None = fact("s", "time of the smallest message, one way", False)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -171,6 +186,9 @@ class Cluster(Part):
     device: str = word("device file")
     host: str = word("host file")
     device_count: Fact = fact("1", "devices in the node")
+    interconnect: str = word("link file that joins its devices, where it is not the device's own", False)
+    network: str = word("link file of one network port to other nodes", False)
+    network_ports: Fact | None = fact("1", "network ports of the node", False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..errors import RoofplanError
-from .device import Cluster, Device, Fact, Host, Kind, Link, Part
+from .device import Cluster, Device, Fact, Host, Kind, Link, Part, Storage
 from .load import load
 
 TOLERANCE = 0.02  # printed figures are rounded to two or three digits
@@ -142,15 +142,20 @@ def host_bandwidth_is_channels_times_rate(part: Part) -> Iterator[Finding]:
 
 
 def references_exist(part: Part) -> Iterator[Finding]:
-    """Links, hosts and devices named by a file must be bundled themselves."""
+    """Links, hosts, drives and devices named by a file must be bundled themselves."""
     wanted: list[tuple[type[Part], str]] = []
     if isinstance(part, Device):
         wanted = [(Link, part.interconnect), (Link, part.host_link)]
     elif isinstance(part, Cluster):
-        wanted = [(Device, part.device), (Host, part.host)]
+        wanted = [(Device, part.device), (Host, part.host), (Link, part.interconnect), (Link, part.network)]
+    elif isinstance(part, Host):
+        wanted = [(Storage, part.storage)]
+    elif isinstance(part, Storage):
+        wanted = [(Link, part.link)]
     for kind, name in wanted:
         try:
-            load(kind, name)
+            if name:  # optional references may be left out
+                load(kind, name)
         except RoofplanError as error:
             yield Finding(part.file, name, error.problem)
 

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from ..dtypes import DType
 from ..errors import InputError, UnknownNameError
-from .device import Cluster, Device, Fact, Fleet, Host, Kind, Link, Part, Source
+from .device import Cluster, Device, Fact, Fleet, Host, Kind, Link, Part, Source, Storage
 
 ROOT = Path(__file__).parent
-FOLDERS: Mapping[type[Part], str] = {Device: "gpus", Host: "hosts", Link: "links", Cluster: "clusters"}
+FOLDERS: Mapping[type[Part], str] = {Device: "gpus", Host: "hosts", Link: "links", Storage: "storage", Cluster: "clusters"}
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 1_000_000
 MAX_DEVICES = 8

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ...hwspecs.device import Cluster, Device, Host, Link, Part, attributes
+from ...hwspecs.device import Cluster, Device, Host, Link, Part, Storage, attributes
 from ...hwspecs.lint import facts_of, lint
 from ...hwspecs.load import load, names
 from .. import catalogue as a
 
-PARTS: tuple[type[Part], ...] = (Device, Host, Link, Cluster)
+PARTS: tuple[type[Part], ...] = (Device, Host, Storage, Link, Cluster)
 
 
 def list_all() -> a.HardwareList:
