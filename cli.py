@@ -61,16 +61,19 @@ def _root(
 def fits(
     model: Annotated[
         str | None,
-        typer.Argument(help="Bundled name, config.json or .gguf; default: all bundled.", autocompletion=model_names),
+        typer.Argument(help="Bundled name, config.json or .gguf; default: a list of them.", autocompletion=model_names),
     ] = None,
     *,
     asked: Asked,
+    all_: Annotated[bool, typer.Option("--all", help="Without a model: every bundled one, not a choice of them.")] = (
+        False
+    ),
     json: Json = False,
 ) -> None:
     """Does it fit: surely, tight or no; how far it can grow, how fast it runs, what would help.
 
-    Without a model: every bundled one on the device. Without a device: this machine's GPU; where there is none, the
-    listed devices that run the model, smallest first.
+    Without a model: a choice of the bundled ones on the device (--all: every one). Without a device: this machine's
+    GPU; where there is none, the listed devices that run the model, smallest first.
     """
     from . import api
 
@@ -79,8 +82,10 @@ def fits(
     if model is None:
         fleet, notes = asked.fleet()
         calibrations = api.load_calibrations(fleet, asked.calibration, engine.name)
-        zoo = [api.load_model(name) for name in model_names()]
-        _answer(api.ask_fit_models(zoo, fleet, calibrations, wishes, load, engine), json, notes)
+        from .simulator.workload import zoo
+
+        asked_about = [api.load_model(name) for name in (zoo.names() if all_ else zoo.shown())]
+        _answer(api.ask_fit_models(asked_about, fleet, calibrations, wishes, load, engine), json, notes)
         return
     if unnamed and asked.fleet()[0].device.vendor == "cpu":
         note = "no GPU in this machine: for each listed device the smallest count that fits (8 where none does)"

@@ -39,6 +39,10 @@ KIN: Mapping[Kernel, Kernel] = {
     Kernel(K.ATTENTION_PREFILL, D.INT8): Kernel(K.ATTENTION_PREFILL, D.FP8),
     Kernel(K.ATTENTION_DECODE, D.FP16): Kernel(K.ATTENTION_DECODE, D.BF16),
     Kernel(K.ATTENTION_DECODE, D.INT8): Kernel(K.ATTENTION_DECODE, D.FP8),
+    **{
+        Kernel(name, D.INT4): Kernel(name, D.FP8)
+        for name in (K.ATTENTION_PREFILL, K.ATTENTION_DECODE, K.MLA_PREFILL, K.MLA_DECODE)
+    },
     **{Kernel(name, D.FP16): Kernel(name, D.BF16) for name in (K.MLA_PREFILL, K.MLA_DECODE)},
     **{Kernel(name, D.INT8): Kernel(name, D.FP8) for name in (K.MLA_PREFILL, K.MLA_DECODE)},
     Kernel(K.CONVOLUTION, D.BF16): Kernel(K.GEMM, D.BF16),

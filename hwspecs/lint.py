@@ -29,7 +29,7 @@ Check = Callable[[Part], Iterator[Finding]]
 
 
 def _off(stated: float, expected: float, tolerance: float = TOLERANCE) -> bool:
-    return abs(stated / expected - 1) > tolerance
+    return expected <= 0 or abs(stated / expected - 1) > tolerance
 
 
 def facts_of(part: Part) -> Iterator[tuple[str, Fact]]:

@@ -17,7 +17,13 @@ from ..errors import InputError, UnknownNameError
 from .device import Cluster, Device, Fact, Fleet, Host, Kind, Link, Part, Source, Storage
 
 ROOT = Path(__file__).parent
-FOLDERS: Mapping[type[Part], str] = {Device: "gpus", Host: "hosts", Link: "links", Storage: "storage", Cluster: "clusters"}
+FOLDERS: Mapping[type[Part], str] = {
+    Device: "gpus",
+    Host: "hosts",
+    Link: "links",
+    Storage: "storage",
+    Cluster: "clusters",
+}
 SCHEMA_VERSION = 1
 MAX_FILE_BYTES = 1_000_000
 MAX_DEVICES = 8
@@ -41,6 +47,9 @@ def path_of(part: type[Part], name: str) -> Path:
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
     known = names(part)
     if key not in known:
+        alias = tomllib.loads((ROOT / "aliases.toml").read_text(encoding="utf-8")).get(part.__name__.lower(), {})
+        if key in alias:
+            return ROOT / FOLDERS[part] / f"{alias[key]}.toml"
         close = [k for k in known if _bare(k) == _bare(key) or k.startswith(f"{key}-") or k.endswith(f"-{key}")]
         if part is Device and len(close) == 1:  # what people type; references between files are exact
             return ROOT / FOLDERS[part] / f"{close[0]}.toml"

@@ -7,6 +7,7 @@ communicators, allocator) are ranges read in public logs, with the source in eac
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -18,8 +19,9 @@ from .estimate import Array
 from .liveness import peaks
 from .lowering.decoder import lower
 from .lowering.linear import share_per_rank
-from .scenario import MemoryTier, Number, Phase, Scenario, Step, stage_layers
-from .workload.model import Model, Role
+from .scenario import Extras, MemoryTier, Number, Numerics, Phase, Scenario, Sharding, Step, stage_layers
+from .workload.formats import kv_element_bytes
+from .workload.model import Recurrent, Role
 
 GIB, MIB = 2.0**30, 2.0**20
 
@@ -29,6 +31,8 @@ class TensorClass(StrEnum):
 
     WEIGHTS = "weights"
     KV_CACHE = "kv cache"
+    ADAPTERS = "adapters"
+    DRAFT = "draft model"
     ACTIVATIONS = "activations"
     WORKSPACE = "workspace"
     ALLOCATOR = "allocator slack"
@@ -38,7 +42,14 @@ class TensorClass(StrEnum):
 
 
 # What torch.cuda.max_memory_allocated and max_memory_reserved would report.
-ALLOCATED = (TensorClass.WEIGHTS, TensorClass.KV_CACHE, TensorClass.ACTIVATIONS, TensorClass.WORKSPACE)
+ALLOCATED = (
+    TensorClass.WEIGHTS,
+    TensorClass.KV_CACHE,
+    TensorClass.ADAPTERS,
+    TensorClass.DRAFT,
+    TensorClass.ACTIVATIONS,
+    TensorClass.WORKSPACE,
+)
 RESERVED = (*ALLOCATED, TensorClass.ALLOCATOR)
 
 
@@ -121,6 +132,9 @@ WORKSPACE_STREAMS = (1, 2, 4)
 ACTIVATION_SPREAD = (0.9, 1.0, 1.25)  # logged peaks over computed ones: 0.95 to 1.18 (tests/test_memory_logs.py)
 
 
+FIRST_STAGE = (Role.EMBED, Role.POSITIONS, Role.EMBED_NORM, Role.TOWER)
+
+
 def stage_weight_bytes(scenario: Scenario) -> Array:
     """Bytes of weights on one device of each stage, (stages,). Tied embeddings count on both end stages.
 
@@ -137,9 +151,9 @@ def stage_weight_bytes(scenario: Scenario) -> Array:
         per_device = layer_bytes * share_per_rank(tensor, model, sharding)
         if tensor.block is not None:
             result += [layers[tensor.block] * per_device for layers in stages]
-        elif tensor.role is Role.EMBED:
+        elif tensor.role in FIRST_STAGE:
             result[0] += per_device
-            if model.tied and len(stages) > 1:
+            if tensor.role is Role.EMBED and model.tied and len(stages) > 1:
                 result[-1] += per_device
         else:
             result[-1] += per_device
@@ -147,39 +161,42 @@ def stage_weight_bytes(scenario: Scenario) -> Array:
     return result
 
 
-def _kv_bytes_per_token(scenario: Scenario, windowed: bool) -> list[float]:
-    """Elements cached for a token on a device x bytes, summed over a stage's layers with or without a window."""
-    model, width, tp = scenario.model, scenario.numerics.kv.bytes, scenario.sharding.tp
-    return [
-        sum(
-            count * b.attention.cached_elements(tp) * width
-            for b, count in zip(model.blocks, layers, strict=True)
-            if (b.attention.window is not None) is windowed
-        )
-        for layers in stage_layers(model, scenario.sharding)
-    ]
-
-
 def kv_cache_bytes(scenario: Scenario) -> Array:
-    """KV cache of all users on one device of each stage, (stages, *grid), contexts rounded up to whole pages.
+    """State all users keep on one device of each stage, (stages, *grid), contexts rounded up to whole pages.
 
-    A sliding window keeps at most its own length and one more page.
+    A full layer keeps every token, a sliding window its own length and one more page, cross-attention the encoder's
+    tokens, a recurrence a state of fixed size. What all users share (`shared_prefix`, in whole pages) is kept once.
     """
-    page = scenario.engine.block_tokens
+    page, tp = scenario.engine.block_tokens, scenario.sharding.tp
     context, batch = np.asarray(scenario.context, float), np.asarray(scenario.batch, float)
     pages = np.ceil(context / page)
+    shared = np.minimum(scenario.extras.shared_prefix // page, pages)
+    held_pages = batch * (pages - shared) + shared
     stages = []
-    for full, windowed in zip(_kv_bytes_per_token(scenario, False), _kv_bytes_per_token(scenario, True), strict=True):
-        tokens_bytes = full * pages * page
-        if windowed:
-            tokens_bytes = tokens_bytes + windowed * page * np.minimum(pages, _window_pages(scenario.model, page))
-        stages.append(np.asarray(batch * tokens_bytes))
-    return np.stack(np.broadcast_arrays(*stages))
+    for layers in stage_layers(scenario.model, scenario.sharding):
+        total = np.zeros(np.broadcast_shapes(context.shape, batch.shape))
+        for block, count in zip(scenario.model.blocks, layers, strict=True):
+            for mixer in (block.attention, block.crosses):
+                if mixer is None or not count:
+                    continue
+                token_bytes = count * mixer.cached_elements(tp) * kv_element_bytes(scenario.numerics.kv)
+                if mixer.cross:
+                    total = total + batch * token_bytes * scenario.model.encoder_tokens
+                elif mixer.window is None:
+                    total = total + held_pages * page * token_bytes
+                else:
+                    window_pages = np.minimum(pages, math.ceil(mixer.window / page) + 1)
+                    total = total + batch * window_pages * page * token_bytes
+                if isinstance(mixer, Recurrent):
+                    total = total + batch * count * _state_bytes(scenario, mixer)
+        stages.append(np.asarray(total))
+    return np.stack(stages)
 
 
-def _window_pages(model: Model, page: int) -> int:
-    widest = max(b.attention.window or 0 for b in model.blocks)
-    return math.ceil(widest / page) + 1
+def _state_bytes(scenario: Scenario, mixer: Recurrent) -> float:
+    """Bytes of one sequence's state in one recurrent layer on one rank: the recurrence and the convolution's tail."""
+    tp = scenario.sharding.tp
+    return mixer.state_elements(tp) * mixer.state_bytes + mixer.conv_elements(tp) * scenario.numerics.activations.bytes
 
 
 def peak_steps(scenario: Scenario) -> tuple[Step, Step]:
@@ -241,6 +258,7 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
             *(activations * factor for factor in ACTIVATION_SPREAD),
         ),
     ]
+    entries += _beside(scenario, column, row)
     if device.vendor != "nvidia":
         return Ledger(tuple(entries))
     workspace = WORKSPACE.get(device.architecture, WORKSPACE_ELSEWHERE)
@@ -256,6 +274,35 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
     context = CONTEXT.get(device.architecture, CONTEXT_ELSEWHERE)
     entries.append(ranged(TensorClass.CONTEXT, _added(context, FIRST_USE)))
     return Ledger(tuple(entries))
+
+
+def adapter_bytes(scenario: Scenario) -> float:
+    """Bytes of the loaded LoRA adapters on one device: rank x (rows + cols) for every matrix of every layer.
+
+    In 16 bits and cut like the matrices they sit beside (vLLM and S-LoRA keep as many slots as adapters).
+    """
+    model, extras, sharding = scenario.model, scenario.extras, scenario.sharding
+    elements = sum(
+        extras.adapter_rank * (t.rows + t.cols) * t.copies * model.instances(t)
+        for t in model.tensors
+        if t.scope is not None
+    )
+    return extras.adapters * elements * 2.0 / sharding.devices
+
+
+def _beside(scenario: Scenario, column: Array, row: Callable[..., Entry]) -> list[Entry]:
+    """Adapters and a draft model, where there are any; the draft runs on every device in the activations' format."""
+    entries, extras = [], scenario.extras
+    if extras.adapters:
+        size = np.ones_like(column) * adapter_bytes(scenario)
+        entries.append(row(TensorClass.ADAPTERS, "computed: rank x (rows + cols) of every matrix", size))
+    if extras.draft is not None:
+        one = Sharding(tp=scenario.sharding.tp)
+        numerics = Numerics(extras.draft.native, scenario.numerics.kv, scenario.numerics.activations)
+        draft = scenario.but(model=extras.draft, sharding=one, numerics=numerics, extras=Extras())
+        size = stage_weight_bytes(draft).reshape(-1, *([1] * (column.ndim - 1))) + kv_cache_bytes(draft)
+        entries.append(row(TensorClass.DRAFT, "computed: the draft's weights and state", np.ones_like(column) * size))
+    return entries
 
 
 def _group(scenario: Scenario) -> Range:

@@ -153,6 +153,19 @@ class Step(NamedTuple):
         return np.asarray(self.sequences if self.logit_tokens is None else self.logit_tokens, float)
 
 
+class Extras(NamedTuple):
+    """What keeps memory beside a model and its users' own state.
+
+    `shared_prefix` tokens of every context are the same for all users and kept once. `adapters` LoRA adapters of
+    `adapter_rank` stay loaded. `draft` is the model that speculates ahead, with a state of its own for every user.
+    """
+
+    shared_prefix: int = 0
+    adapters: int = 0
+    adapter_rank: int = 16
+    draft: Model | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Scenario:
     """Model, hardware, load and every choice about how to run it.
@@ -169,6 +182,7 @@ class Scenario:
     sharding: Sharding = Sharding()
     placement: Placement = Placement()
     engine: Engine = Engine()
+    extras: Extras = Extras()
 
     def __post_init__(self) -> None:
         for name in ("batch", "context", "prompt"):

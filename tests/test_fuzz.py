@@ -136,7 +136,7 @@ def sane(model: Model) -> None:
     assert 1 <= model.layers <= 4096 and len(model.tensors) < 100 * len(model.blocks)
     assert 0 < model.active_parameters <= model.parameters < 1e24
     for block in model.blocks:
-        assert block.attention.heads % block.attention.kv_heads == 0
+        assert block.attention is None or block.attention.heads % block.attention.kv_heads == 0
 
 
 # ---- config.json

@@ -11,7 +11,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from roofplan.simulator.workload import zoo
-from roofplan.simulator.workload.hf import ALIASES, FAMILIES, parse_config
+from roofplan.simulator.workload.families import ALIASES
+from roofplan.simulator.workload.families.llama_table import FAMILIES
+from roofplan.simulator.workload.hf import parse_config
 from roofplan.simulator.workload.model import Model
 
 Config = dict[str, Any]
@@ -136,7 +138,7 @@ def small(family: str, changes: Config) -> Config:
 def variants() -> list[Config]:
     """All small configurations of all families."""
     found = []
-    for family in FAMILIES:
+    for family in NULLS_OF:
         gated = GATED_WINDOWS if family in QWEN else ()
         found += [small(family, c) for c in (*COMMON, *NULLS_OF[family], *gated, *SPARSE.get(family, ()))]
     return found
@@ -185,15 +187,33 @@ def our_windows(model: Model) -> list[int | None]:
     return [model.blocks[i].attention.window for i in model.pattern]
 
 
-def test_every_family_is_bundled() -> None:
-    assert {bundled(name)["model_type"] for name in zoo.names()} == set(FAMILIES) | set(ALIASES)
+def entries() -> list[Config]:
+    """The lines of the zoo as they stand."""
+    return [json.loads(line) for line in zoo.ZOO.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("name", zoo.names())
-def test_bundled_parameters_and_windows(name: str) -> None:
-    config, model = bundled(name), zoo.bundled(name)
-    assert model.parameters == parameters(config)
-    assert our_windows(model) == windows(class_config(config))
+def test_every_line_of_the_zoo_names_its_oracle() -> None:
+    assert len(entries()) >= 120
+    for entry in entries():
+        assert entry["oracle"] in ("transformers", "diffusers", "published"), entry["name"]
+        if entry["oracle"] == "published":
+            assert entry["parameters"] > 0 and entry["parameters_source"], entry["name"]
+
+
+def test_models_without_a_class_have_the_published_total() -> None:
+    for entry in entries():
+        if entry["oracle"] == "published":
+            assert zoo.bundled(entry["name"]).parameters == entry["parameters"], entry["name"]
+
+
+@pytest.mark.parametrize("name", [e["name"] for e in entries() if e["oracle"] == "transformers" and "config" in e])
+def test_bundled_parameters(name: str) -> None:
+    assert zoo.bundled(name).parameters == parameters(bundled(name))
+
+
+@pytest.mark.parametrize("name", [e["name"] for e in entries() if e.get("config", {}).get("model_type") in NULLS_OF])
+def test_bundled_windows(name: str) -> None:
+    assert our_windows(zoo.bundled(name)) == windows(class_config(bundled(name)))
 
 
 @pytest.mark.parametrize("config", variants(), ids=label)
@@ -230,10 +250,12 @@ def test_stated_defaults_are_those_of_the_class(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_flags_the_reader_assumes_are_off_in_the_class(family: str) -> None:
-    signature = inspect.signature(CONFIG_MAPPING[family]).parameters
-    for key in ("tie_word_embeddings", "mlp_bias", "use_sliding_window"):
+def test_flags_the_reader_assumes_are_those_of_the_class(family: str) -> None:
+    signature, ours = inspect.signature(CONFIG_MAPPING[family]).parameters, FAMILIES[family]
+    tied = signature["tie_word_embeddings"].default if "tie_word_embeddings" in signature else True
+    assert tied is ours.tied
+    for key in ("mlp_bias", "use_sliding_window"):
         assert key not in signature or signature[key].default is False, key
-    assert "attention_bias" not in signature or signature["attention_bias"].default is FAMILIES[family].qkv_bias
-    assert (FAMILIES[family].qkv_bias_key is not None) == ("attention_bias" in signature)
-    assert ("mlp_bias" in signature) == (family == "llama")
+    if ours.qkv_bias_key in signature:
+        assert signature[ours.qkv_bias_key].default is ours.qkv_bias
+    assert ours.mlp_bias_key is None or ours.mlp_bias_key in signature

@@ -27,7 +27,7 @@ from roofplan.simulator.scenario import Engine, Numerics, Phase, Routing, Scenar
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import FORMATS
 from roofplan.simulator.workload.hf import parse_config
-from roofplan.simulator.workload.model import Attention, Experts, LatentAttention, Model, Role
+from roofplan.simulator.workload.model import Experts, LatentAttention, Mixer, Model, Recurrent, Role
 from roofplan.simulator.workload.routing import touched_experts
 
 RUN = settings(deadline=None, derandomize=True, database=None, max_examples=60)
@@ -117,8 +117,13 @@ def test_work_of_stages_and_rows_adds_up_to_the_unsharded_pass(model, sharding, 
         assert shared == pytest.approx(whole, rel=1e-12)
 
 
-def flops_of_a_key(attention: Attention | LatentAttention) -> int:
+UNMULTIPLIED = (Role.SINKS, Role.POSITIONS, Role.SMALL, Role.MIX_CONV, Role.TOWER)
+
+
+def flops_of_a_key(attention: Mixer | None) -> int:
     """What a decoded token spends on one key: 2 FLOPs for each element of the key and of the value, for each head."""
+    if attention is None or isinstance(attention, Recurrent):
+        return 0
     if isinstance(attention, LatentAttention):
         return 2 * attention.heads * (attention.latent + attention.rope + attention.latent)
     return 4 * attention.heads * attention.head_dim
@@ -134,7 +139,7 @@ def test_decode_flops_are_two_per_active_weight_and_attention(name: str) -> None
     active = sum(
         t.rows * t.cols * (getattr(model.blocks[t.block].ffn, "top_k", 1) if t.copies > 1 else 1) * model.instances(t)
         for t in weights
-        if "norm" not in t.role and t.role is not Role.SINKS
+        if "norm" not in t.role and t.role not in UNMULTIPLIED
     )
     attention = sum(100 * flops_of_a_key(model.blocks[i].attention) for i in model.pattern)
     assert flops == pytest.approx(2 * active + attention, rel=1e-12)

@@ -286,7 +286,7 @@ ATTENTION = "device,kernel,dtype,value,unit,sequences,new_tokens,kv_tokens,heads
 EXPERTS = "device,kernel,dtype,value,unit,tokens,hidden,intermediate,experts,top_k,version,source"
 LINK = "device,kernel,dtype,value,unit,message_bytes,ranks,version,source"
 FOUND = [
-    ([GEMM, GEMM_ROW.replace("h200", "h20O")], "line 2: device", "did you mean h200?"),
+    ([GEMM, GEMM_ROW.replace("h200", "h20O")], "line 2: device", "did you mean h20?"),
     ([GEMM, GEMM_ROW.replace("h200", "./my-gpu.toml")], "line 2: device", "is a path"),
     ([GEMM, GEMM_ROW.replace("180,us", "120,us")], "line 2: value", "beats the datasheet of h200 (139 us)"),
     ([LINK, "h200,all-reduce,bf16,1,us,1000000,8,2.27,nccl"], "line 2: value", "beats the datasheet"),

@@ -380,7 +380,7 @@ BAD = [
     (("--kernel", "gemmm"), "did you mean gemm"),
     (("--kernel", "experts"), "unknown kernel"),
     (("--engine", "vlllm"), "did you mean vllm"),
-    (("--device", "h201"), "did you mean h200"),
+    (("--device", "h201"), "did you mean h20"),
     (("--device", "b200"), "unknown device"),
     (("--from", "silicon"), "drop --from"),
     (("--from", "silicone"), "silicone"),

@@ -73,14 +73,21 @@ def work(table: Table) -> Work:
     raise TypeError(f"no cost model for {type(table).__name__}")
 
 
-def datasheet(fleet: Fleet, kernel: Kernel) -> Denominators:
-    """The numbers of the fleet's hardware files that a kernel's parameters are fractions of."""
+def datasheet(fleet: Fleet, kernel: Kernel, like: Denominators | None = None) -> Denominators:
+    """The numbers of the fleet's hardware files that a kernel's parameters are fractions of.
+
+    A count, clock or cache nobody states is that of the device the parameters come from (`like`).
+    """
+    unstated = (1.0, 1.0, 1.0) if like is None else (like.sm_count, like.clock_hz, like.l2_bytes)
     device = fleet.device
     return Denominators(
         device.peak_flops_per_s(kernel.arithmetic).value,
         device.bandwidth_bytes_per_s.value,
         (fleet.host_link if kernel.name is KernelName.HOST_COPY else fleet.interconnect).bandwidth_bytes_per_s.value,
-        *(1.0 if known is None else known.value for known in (device.sm_count, device.clock_hz, device.l2_bytes)),
+        *(
+            other if known is None else known.value
+            for known, other in zip((device.sm_count, device.clock_hz, device.l2_bytes), unstated, strict=True)
+        ),
     )
 
 
@@ -158,7 +165,8 @@ def estimate(table: Table, fleet: Fleet, calibrations: CalibrationSet) -> Estima
 
 def estimate_with(table: Table, fleet: Fleet, resolved: Resolved, cache: Cache = Cache.COLD) -> Estimate:
     """The same with a calibration that was found already."""
-    amount, parts = work(table), terms(table, datasheet(fleet, table.kernel), resolved.calibration.parameters, cache)
+    denominators = datasheet(fleet, table.kernel, resolved.calibration.denominators)
+    amount, parts = work(table), terms(table, denominators, resolved.calibration.parameters, cache)
     busy = (amount.flops + amount.traffic_bytes) > 0
     outside = np.where(busy, resolved.calibration.hull.outside(amount.flops, amount.traffic_bytes), 0.0)
     return priced(

@@ -1,45 +1,96 @@
-"""The attention half of a layer: norm, merged qkv projection, (norm and) rotary embedding, attention, output."""
+"""The mixing half of a layer: norm, merged qkv projection, (norm and) rotary embedding, attention, output.
+
+Layers with latent attention or a recurrence have files of their own; a layer may mix nothing at all.
+"""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from ..estimate import Array
 from ..operators import NO_WINDOW, Attention, Collective, Kernel, KernelName, Table, one_row
 from ..scenario import Phase, Step
-from ..workload import model as workload
-from ..workload.model import Role
+from ..workload import layers as workload
+from ..workload.formats import kv_element_bytes
+from ..workload.layers import Role
 from .latent import latent_nodes, latent_operators
 from .linear import all_reduce, elementwise_row, find, gemm_row
 from .program import Node, Shard
+from .recurrent import recurrent_nodes, recurrent_operators
 
 
 def attention_operators(shard: Shard, index: int) -> list[Table]:
-    """Operators of the attention of the layers of block `index`."""
+    """Operators that mix the tokens in the layers of block `index`, cross-attention included."""
+    block = shard.scenario.model.blocks[index]
+    match block.attention:
+        case workload.LatentAttention():
+            rows = latent_operators(shard, index, block.attention)
+        case workload.Recurrent():
+            rows = recurrent_operators(shard, index, block.attention)
+        case workload.Attention():
+            rows = _attending(shard, index, block.attention, SELF)
+        case None:
+            rows = []
+    return rows if block.crosses is None else rows + _attending(shard, index, block.crosses, CROSS)
+
+
+SELF = (Role.Q, Role.K, Role.V, Role.O)
+CROSS = (Role.CROSS_Q, Role.CROSS_K, Role.CROSS_V, Role.CROSS_O)
+
+
+def _attending(shard: Shard, index: int, a: workload.Attention, roles: tuple[Role, ...]) -> list[Table]:
+    """Operators of one attention. Keys of cross-attention are made once, by the first prompt step.
+
+    In a parallel layer the feed-forward's all-reduce carries this half's result too.
+    """
     scenario, step = shard.scenario, shard.step
     model, block = scenario.model, scenario.model.blocks[index]
-    if isinstance(block.attention, workload.LatentAttention):
-        return latent_operators(shard, index, block.attention)
-    a, count, layer, width = block.attention, shard.layer_count(index), block.name, shard.activation.bytes
+    count, layer, width = shard.layer_count(index), block.name, shard.activation.bytes
     heads, kv_heads = heads_per_rank(a, shard.tp)
-    stored, tokens = scenario.numerics.weights, shard.tokens
+    made = 0 if a.borrows else 2 - a.no_value
+    stored, tokens, prefix = scenario.numerics.weights, shard.tokens, "cross " if a.cross else ""
     hidden_bytes = tokens * model.hidden * width
-    rotated = tokens * (heads + 2 * kv_heads) * a.head_dim * width
-    cached = tokens * 2 * kv_heads * a.head_dim * scenario.numerics.kv.bytes
-    launches = 2 + a.qk_norm  # rotary embedding, KV append, and the norms of q and k where there are any
-    return [
-        elementwise_row(shard, "attention norm", layer, count, 2 * hidden_bytes, 2 * hidden_bytes),
-        gemm_row(shard, "qkv", layer, count, find(model, index, Role.Q, Role.K, Role.V), tokens, stored),
-        *_whole_norm_all_reduce(shard, index, a),
-        elementwise_row(shard, "rope, KV append", layer, count, rotated, rotated + cached, launches),
-        *(_attention_row(shard, index, a, part) for part in step.parts),
-        gemm_row(shard, "out", layer, count, find(model, index, Role.O), tokens, stored),
-        *all_reduce(shard, "out all-reduce", layer, count),
+    query, keys, values, output = (find(model, index, role) for role in roles)
+    rows: list[Table] = [
+        elementwise_row(shard, f"{prefix}attention norm", layer, count, 2 * hidden_bytes, 2 * hidden_bytes)
     ]
+    if a.cross:
+        rows.append(gemm_row(shard, "cross q", layer, count, query, tokens, stored))
+        source = sum((_source_tokens(shard, part) for part in step.parts), start=np.zeros(()))
+        if np.any(source > 0):
+            rows.append(gemm_row(shard, "cross kv", layer, count, [*keys, *values], source, stored))
+    else:
+        rotated = tokens * (heads + made * kv_heads) * a.head_dim * width
+        cached = tokens * made * kv_heads * a.head_dim * kv_element_bytes(scenario.numerics.kv)
+        launches = 2 + a.qk_norm  # rotary embedding, KV append, and the norms of q and k where there are any
+        rows += [
+            gemm_row(shard, "qkv", layer, count, [*query, *keys, *values], tokens, stored),
+            *_whole_norm_all_reduce(shard, index, a),
+            elementwise_row(shard, "rope, KV append", layer, count, rotated, rotated + cached, launches),
+        ]
+    rows += [_attention_row(shard, index, a, part) for part in step.parts]
+    rows.append(gemm_row(shard, f"{prefix}out", layer, count, output, tokens, stored))
+    if not (block.parallel and block.ffn is not None):
+        rows += all_reduce(shard, f"{prefix}out all-reduce", layer, count)
+    return rows
+
+
+def _source_tokens(shard: Shard, part: Step) -> Array:
+    """Tokens of the encoder whose keys and values a part of the step makes: all with its first tokens."""
+    if part.phase is Phase.DECODE:
+        return np.zeros(())
+    first = np.asarray(part.past_tokens, float) == 0
+    return np.asarray(np.asarray(part.sequences, float) * shard.scenario.model.encoder_tokens * first)
 
 
 def _attention_row(shard: Shard, index: int, a: workload.Attention, part: Step) -> Attention:
     kv = shard.scenario.numerics.kv
     heads, kv_heads = heads_per_rank(a, shard.tp)
+    seen = part.kv_tokens
+    if a.cross:  # every token sees all of the source: as many pairs as causal attention with half the new tokens more
+        seen = np.asarray(shard.scenario.model.encoder_tokens + (np.asarray(part.new_tokens, float) - 1) / 2)
     name = KernelName.ATTENTION_DECODE if part.phase is Phase.DECODE else KernelName.ATTENTION_PREFILL
     return one_row(
         Attention,
@@ -49,12 +100,12 @@ def _attention_row(shard: Shard, index: int, a: workload.Attention, part: Step) 
         Kernel(name, kv),
         sequences=part.sequences,
         new_tokens=part.new_tokens,
-        kv_tokens=part.kv_tokens,
+        kv_tokens=seen,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=a.head_dim,
         window=NO_WINDOW if a.window is None else a.window,
-        kv_bytes=kv.bytes,
+        kv_bytes=kv_element_bytes(kv),
         activation_bytes=shard.activation.bytes,
     )
 
@@ -72,11 +123,16 @@ def _whole_norm_all_reduce(shard: Shard, index: int, a: workload.Attention) -> l
 
 
 def attention_nodes(shard: Shard, index: int) -> list[Node]:
-    """Dataflow of the attention of one layer: reads `hidden`, writes `between`."""
+    """Dataflow of the mixing of one layer: reads `hidden`, writes `between`."""
     model = shard.scenario.model
     a = model.blocks[index].attention
-    if isinstance(a, workload.LatentAttention):
-        return latent_nodes(shard, index, a)
+    match a:
+        case workload.LatentAttention():
+            return latent_nodes(shard, index, a)
+        case workload.Recurrent():
+            return recurrent_nodes(shard, index, a)
+        case None:
+            return [Node("pass on", ("hidden",), (shard.activation_of("between", 0),))]
     heads, kv_heads = heads_per_rank(a, shard.tp)
     q, kv = heads * a.head_dim, kv_heads * a.head_dim
     return [

@@ -8,38 +8,45 @@ import numpy as np
 
 from ..operators import Experts, Kernel, KernelName, Table, one_row
 from ..scenario import Sharding
-from ..workload import model as workload
-from ..workload.model import Role
+from ..workload import layers as workload
+from ..workload.layers import Role
 from ..workload.routing import Routing
 from .linear import all_reduce, elementwise_row, find, gemm_row, linear_kernel, share_per_rank
 from .program import Node, Shard
 
 
 def feedforward_operators(shard: Shard, index: int) -> list[Table]:
-    """Operators of the feed-forward of the layers of block `index`."""
+    """Operators of the feed-forward of the layers of block `index` (none where the layers have none)."""
     model = shard.scenario.model
     block, count = model.blocks[index], shard.layer_count(index)
+    match block.ffn:
+        case None:
+            return []
+        case workload.Experts():
+            inner = _experts(shard, index, block.ffn)
+        case workload.Mlp():
+            inner = _feedforward(shard, index, "", block.ffn.intermediate, block.ffn.gated, DENSE)
     hidden_bytes = shard.tokens * model.hidden * shard.activation.bytes
-    norm = elementwise_row(shard, "ffn norm", block.name, count, 2 * hidden_bytes, 2 * hidden_bytes)
-    inner = (
-        _experts(shard, index, block.ffn) if isinstance(block.ffn, workload.Experts) else _mlp(shard, index, block.ffn)
-    )
-    return [norm, *inner, *all_reduce(shard, "ffn all-reduce", block.name, count)]
+    norm = [elementwise_row(shard, "ffn norm", block.name, count, 2 * hidden_bytes, 2 * hidden_bytes)]
+    return [*(norm if block.norms.ffn else []), *inner, *all_reduce(shard, "ffn all-reduce", block.name, count)]
 
 
-def _mlp(shard: Shard, index: int, ffn: workload.Mlp) -> list[Table]:
-    return _gated(shard, index, "", ffn.intermediate, (Role.GATE, Role.UP, Role.DOWN))
+DENSE = (Role.GATE, Role.UP, Role.DOWN)
+SHARED = (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN)
 
 
-def _gated(shard: Shard, index: int, prefix: str, intermediate: int, roles: tuple[Role, Role, Role]) -> list[Table]:
-    """A gated feed-forward that every token passes: gate and up as one product, SwiGLU, down."""
+def _feedforward(
+    shard: Shard, index: int, prefix: str, intermediate: int, gated: bool, roles: tuple[Role, Role, Role]
+) -> list[Table]:
+    """A feed-forward that every token passes: gate and up as one product (or up alone), activation, down."""
     model, stored = shard.scenario.model, shard.scenario.numerics.weights
     count, layer, tokens = shard.layer_count(index), model.blocks[index].name, shard.tokens
-    gated = tokens * math.ceil(intermediate / shard.tp) * shard.activation.bytes
+    passed = tokens * math.ceil(intermediate / shard.tp) * shard.activation.bytes
     gate, up, down = roles
+    first, activation = ("gate-up", "swiglu") if gated else ("up", "activation")
     return [
-        gemm_row(shard, f"{prefix}gate-up", layer, count, find(model, index, gate, up), tokens, stored),
-        elementwise_row(shard, f"{prefix}swiglu", layer, count, 2 * gated, gated),
+        gemm_row(shard, f"{prefix}{first}", layer, count, find(model, index, gate, up), tokens, stored),
+        elementwise_row(shard, f"{prefix}{activation}", layer, count, (1 + gated) * passed, passed),
         gemm_row(shard, f"{prefix}down", layer, count, find(model, index, down), tokens, stored),
     ]
 
@@ -64,7 +71,8 @@ def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
             experts_kernel(linear_kernel(stored, scenario.fleet.device, shard.activation)),
             tokens=tokens,
             hidden=model.hidden,
-            intermediate=width_per_rank(ffn, sharding),
+            # The fused kernel is described by three matrices; two of them are as much work as three of 2/3 the width.
+            intermediate=width_per_rank(ffn, sharding) * (1.0 if ffn.gated else 2 / 3),
             top_k=ffn.top_k,
             experts=ffn.experts,
             ranks=sharding.ep,
@@ -78,9 +86,12 @@ def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
 
 def _shared(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
     layer, count = shard.scenario.model.blocks[index].name, shard.layer_count(index)
+    model, wide = shard.scenario.model, shard.scenario.model.unquantised
+    switch = find(model, index, Role.SHARED_SWITCH)
     product_bytes = shard.tokens * shard.scenario.model.hidden * shard.activation.bytes
     return [
-        *_gated(shard, index, "shared ", ffn.shared, (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN)),
+        *_feedforward(shard, index, "shared ", ffn.shared, ffn.gated, SHARED),
+        *(gemm_row(shard, "shared switch", layer, count, [t], shard.tokens, wide) for t in switch),
         elementwise_row(shard, "shared add", layer, count, 2 * product_bytes, product_bytes),
     ]
 
@@ -110,8 +121,13 @@ def feedforward_nodes(shard: Shard, index: int) -> list[Node]:
     """
     model = shard.scenario.model
     ffn = model.blocks[index].ffn
+    if ffn is None:
+        return [Node("add", ("between", "hidden"), (shard.activation_of("hidden", model.hidden),))]
     width = width_per_rank(ffn, shard.scenario.sharding)
-    inner = _expert_nodes(shard, ffn, width) if isinstance(ffn, workload.Experts) else _mlp_nodes(shard, width)
+    if isinstance(ffn, workload.Experts):
+        inner = _expert_nodes(shard, ffn, width)
+    else:
+        inner = _mlp_nodes(shard, width, ffn.gated)
     return [
         Node("norm", ("between",), (shard.activation_of("ffn input", model.hidden),)),
         *inner,
@@ -120,9 +136,9 @@ def feedforward_nodes(shard: Shard, index: int) -> list[Node]:
     ]
 
 
-def _mlp_nodes(shard: Shard, width: int, product: str = "product") -> list[Node]:
+def _mlp_nodes(shard: Shard, width: int, gated: bool, product: str = "product") -> list[Node]:
     return [
-        Node("gate-up", ("ffn input",), (shard.activation_of("gate and up", 2 * width),)),
+        Node("gate-up", ("ffn input",), (shard.activation_of("gate and up", (1 + gated) * width),)),
         Node("swiglu", ("gate and up",), (shard.activation_of("gated", width),)),
         Node("down", ("gated",), (shard.activation_of(product, shard.scenario.model.hidden),)),
     ]
@@ -137,12 +153,12 @@ def _expert_nodes(shard: Shard, ffn: workload.Experts, width: int) -> list[Node]
     routed = [
         Node("router", ("ffn input",), (shard.activation_of("routing", ffn.experts, size=4.0),)),
         Node("gather", ("ffn input", "routing"), (shard.activation_of("gathered", hidden, assigned),)),
-        Node("gate-up", ("gathered",), (shard.activation_of("gate and up", 2 * width, assigned),)),
+        Node("gate-up", ("gathered",), (shard.activation_of("gate and up", (1 + ffn.gated) * width, assigned),)),
         Node("swiglu", ("gate and up",), (shard.activation_of("gated", width, assigned),)),
         Node("down", ("gated",), (shard.activation_of("expert output", hidden, assigned),)),
         Node("combine", ("expert output", "routing", "gathered"), (shard.activation_of("product", hidden),)),
     ]
     if not ffn.shared:
         return routed
-    shared = _mlp_nodes(shard, math.ceil(ffn.shared / shard.tp), "shared product")
+    shared = _mlp_nodes(shard, math.ceil(ffn.shared / shard.tp), ffn.gated, "shared product")
     return [*shared, *routed, Node("shared add", ("product", "shared product"))]

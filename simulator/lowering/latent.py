@@ -16,8 +16,9 @@ import numpy as np
 
 from ..operators import Gemm, Kernel, KernelName, LatentAttention, Table, one_row
 from ..scenario import Phase, Step
-from ..workload import model as workload
-from ..workload.model import Role
+from ..workload import layers as workload
+from ..workload.formats import kv_element_bytes
+from ..workload.layers import Role
 from .linear import all_reduce, elementwise_row, find, gemm_row
 from .program import Buffer, Node, Shard
 
@@ -35,7 +36,7 @@ def latent_operators(shard: Shard, index: int, a: workload.LatentAttention) -> l
     hidden_bytes = tokens * model.hidden * width
     rotated = tokens * (heads + 1) * a.rope * width
     latents = tokens * (a.latent + a.rope)
-    read_bytes, write_bytes = rotated + latents * width, rotated + latents * kv.bytes
+    read_bytes, write_bytes = rotated + latents * width, rotated + latents * kv_element_bytes(kv)
     return [
         elementwise_row(shard, "attention norm", layer, count, 2 * hidden_bytes, 2 * hidden_bytes),
         *_query_rows(shard, index, a),
@@ -66,7 +67,7 @@ def _inner_rows(shard: Shard, index: int, a: workload.LatentAttention, part: Ste
         rope=a.rope,
         nope=a.nope,
         value=a.value,
-        kv_bytes=kv.bytes,
+        kv_bytes=kv_element_bytes(kv),
         activation_bytes=width,
     )
     if decode:

@@ -23,7 +23,8 @@ NARROW_INPUT = (DType.FP8, DType.INT8, DType.FP4)
 def rows_per_rank(tensor: Tensor, model: Model, tp: int) -> int:
     """Output rows of the tensor on one rank. KV heads below tp are replicated, the vocabulary is rounded up."""
     if tensor.split is Split.KV and tensor.block is not None:
-        attention = model.blocks[tensor.block].attention
+        block = model.blocks[tensor.block]
+        attention = block.crosses if tensor.role in (Role.CROSS_K, Role.CROSS_V) else block.attention
         if isinstance(attention, Attention):
             return math.ceil(attention.kv_heads / tp) * attention.head_dim
     if tensor.split in (Split.COLUMN, Split.VOCAB):

@@ -11,7 +11,7 @@ from ...dtypes import DType
 from ...errors import InputError
 from ..scenario import Numerics, Sharding
 from ..workload.formats import FORMATS, WeightFormat
-from ..workload.model import Experts, Model
+from ..workload.model import Model
 
 
 def splits(model: Model, tp: int, ep: int = 1) -> bool:
@@ -20,13 +20,7 @@ def splits(model: Model, tp: int, ep: int = 1) -> bool:
     """
     if ep > 1 and (tp % ep or not model.has_experts):
         return False
-    return all(
-        b.attention.heads % tp == 0
-        and (b.ffn.experts % ep == 0 if isinstance(b.ffn, Experts) else True)
-        and b.ffn.intermediate % (tp // ep if isinstance(b.ffn, Experts) else tp) == 0
-        and (b.attention.kv_heads % tp == 0 or tp % b.attention.kv_heads == 0)
-        for b in model.blocks
-    )
+    return all(block.cut_by(tp, ep) for block in model.blocks)
 
 
 def layouts(

@@ -97,8 +97,10 @@ def _why_no_layout(scenario: Scenario, tp: int, pp: int, ep: int) -> tuple[str, 
     if ep > 1 and not layouts(model, fleet.count, tp if tp > 1 else None, pp, ep):
         what = f"deals no expert out evenly with --tp {tp}" if tp > 1 else "deals no expert out evenly here"
         return "--ep", ep, what, "ask for a divisor of --tp and of the experts"
-    a, width = model.blocks[0].attention, model.blocks[0].ffn.intermediate
-    what = f"does not divide {a.heads} heads, {a.kv_heads} KV heads and a feed-forward width of {width} evenly"
+    whole = next(block for block in model.blocks if not block.cut_by(tp, ep))
+    a, width = whole.attention, None if whole.ffn is None else whole.ffn.intermediate
+    heads = "" if a is None else f"{a.heads} heads, {a.kv_heads} KV heads and "
+    what = f"does not divide {heads}a feed-forward width of {width or 0} evenly"
     return "--tp", tp, what, "ask for another degree"
 
 

@@ -9,7 +9,11 @@ from ..workload.model import Model
 
 def model_row(model: Model) -> a.ModelRow:
     """A model's size in its own format; KV cache per token in 16 bits, windows not yet reached."""
-    kv = sum(b.attention.cached_elements(tp=1) * n for b, n in zip(model.blocks, model.layer_counts(), strict=True))
+    kv = sum(
+        b.attention.cached_elements(tp=1) * n
+        for b, n in zip(model.blocks, model.layer_counts(), strict=True)
+        if b.attention is not None and not b.attention.cross
+    )
     return a.ModelRow(
         name=model.name,
         family=model.family,

@@ -93,7 +93,15 @@ def weight_format(name: str) -> WeightFormat:
         raise UnknownNameError("weight format", name, FORMATS, listing="roofplan fits --help") from None
 
 
-KV_FORMATS: tuple[DType, ...] = (DType.BF16, DType.FP16, DType.FP8, DType.INT8)
+KV_FORMATS: tuple[DType, ...] = (DType.BF16, DType.FP16, DType.FP8, DType.INT8, DType.INT4)
+# Whole-number caches keep a 16-bit scale for 32 elements (ggml's q8_0 and q4_0, what llama.cpp offers); an fp8 cache
+# has one scale a tensor (vLLM), which weighs nothing.
+KV_ELEMENT_BYTES: Mapping[DType, float] = MappingProxyType({DType.INT8: 34 / 32, DType.INT4: 18 / 32})
+
+
+def kv_element_bytes(kv: DType) -> float:
+    """Bytes one element of the KV cache takes, scales included."""
+    return KV_ELEMENT_BYTES.get(kv, kv.bytes)
 
 
 def kv_format(name: str) -> DType:

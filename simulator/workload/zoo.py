@@ -27,6 +27,11 @@ def names() -> list[str]:
     return list(_lines())
 
 
+def shown() -> list[str]:
+    """The models a list shows unless all are asked for."""
+    return [name for name, line in _lines().items() if '"shown": true' in line]
+
+
 def source(name: str) -> str:
     """The Hugging Face repository whose config.json the bundled facts were read from."""
     return str(json.loads(_lines()[name])["source"])
