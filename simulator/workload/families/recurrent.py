@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ....errors import InputError
 from ..layers import Attention, Block, Experts, LatentAttention, Mlp, Norms, Recurrent
 from ..model import Model
 from .reader import Reader
@@ -136,7 +137,8 @@ def nemotron_h(get: Reader) -> Model:
         words = get.words("layers_block_type", (*parts, "mamba", "attention"))
         kinds = [{"mamba": LINEAR, "attention": FULL}.get(word, word) for word in words or []]
     if not kinds:
-        get.integer("hybrid_override_pattern")  # complains about the missing key
+        problem = f"must say of each layer what it is: {', '.join(letters)}"
+        raise InputError(problem, file=get.file, key="hybrid_override_pattern", value=pattern)
     limit = get.integer("max_position_embeddings")
     per_layer = [parts[kind]() for kind in kinds]
     return get.model(hidden, per_layer, max_context=limit, tied=get.flag("tie_word_embeddings"))
