@@ -19,10 +19,10 @@ from .hwspecs.load import load_fleet as _load_fleet
 from .simulator import answers as a
 from .simulator.estimate import total
 from .simulator.explain import known, quantity, rate, rows_of, sentence, shares
-from .simulator.inference import Decoded, decode_step, prefill, prefill_step, swap_out
+from .simulator.inference import Decoded, prefill, swap_out
 from .simulator.liveness import peaks
 from .simulator.lowering.decoder import lower
-from .simulator.memory import ALLOCATED, RESERVED, TensorClass, kv_cache_bytes, peak_steps
+from .simulator.memory import ALLOCATED, RESERVED, TensorClass, peak_steps
 from .simulator.planner import fit
 from .simulator.planner.domain import precisions, weight_choices
 from .simulator.planner.fit import Candidate, Verdict, Wishes
@@ -30,6 +30,8 @@ from .simulator.report.account import UNNAMED, evidence_of, explain_row, flags_o
 from .simulator.report.contract import envelope
 from .simulator.scenario import Engine, Numerics, Phase, Scenario, Sharding
 from .simulator.schedule import COMPOSITION_LOG_SD, price
+from .simulator.steps import decode_step, prefill_step
+from .simulator.tensor_bytes import kv_cache_bytes
 from .simulator.workload import zoo
 from .simulator.workload.model import Model
 

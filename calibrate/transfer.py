@@ -74,6 +74,10 @@ class Calibrations:
     def _answers(self) -> dict[Kernel, Resolved]:
         return {}
 
+    def on(self, fleet: Fleet) -> Calibrations:
+        """The same calibrations asked for another fleet."""
+        return Calibrations(fleet, self.known, self.engine)
+
     def resolve(self, kernel: Kernel) -> Resolved:
         """The best calibration for the kernel on this fleet's device; remembered, and always found."""
         if kernel not in self._answers:

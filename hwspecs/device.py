@@ -137,6 +137,9 @@ class Device(Part):
         return dtype in self.peak_dense_flops_per_s
 
 
+FP32_OPS_PER_CLOCK = 32  # of a core with two 256-bit multiply-add units
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Host(Part):
     """The machine around the devices."""
@@ -152,6 +155,30 @@ class Host(Part):
     memory_kind: str = word("DDR4, DDR5, LPDDR5X, ...", False)
     instructions: str = word("widest vector or matrix instructions of the cores: AVX2, AVX-512, AMX, SVE2, ...", False)
     storage: str = word("storage file of the local drive", False)
+
+    def as_device(self) -> Device:
+        """The host's cores and memory as a device that computes; rates nobody states follow from its clock."""
+        peaks, clock = dict(self.peak_dense_flops_per_s), 2.5e9 if self.clock_hz is None else self.clock_hz.value
+        if DType.FP32 not in peaks:
+            rate = self.cores.value * clock * FP32_OPS_PER_CLOCK
+            peaks[DType.FP32] = Fact(rate, self.cores.source, Kind.ASSUMED)
+        return Device(
+            key=self.key,
+            file=self.file,
+            name=self.name,
+            sources=self.sources,
+            vendor="cpu",
+            architecture="cpu",
+            architecture_class="cpu",
+            capacity_bytes=self.memory_bytes,
+            bandwidth_bytes_per_s=self.memory_bandwidth_bytes_per_s,
+            peak_dense_flops_per_s=peaks,
+            interconnect="memory-bus",
+            host_link="memory-bus",
+            sm_count=self.cores,
+            clock_hz=Fact(clock, self.cores.source, Kind.ASSUMED) if self.clock_hz is None else self.clock_hz,
+            unified_memory=True,
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -202,6 +229,7 @@ class Fleet:
     host: Host | None
     host_memory_bytes: float | None
     free_bytes: float | None = None
+    storage: Storage | None = None
 
     def usable_bytes(self) -> float:
         """Bytes a process may count on per device: what is free now where that was read, else the driver's total."""

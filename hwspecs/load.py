@@ -207,4 +207,19 @@ def fleet_of(device: Device, count: int = 1, host: Host | None = None, host_memo
         raise InputError(error.problem, file=device.file, key=key, value=error.value, remedy=error.remedy) from None
     if host_memory_bytes is None and host is not None:
         host_memory_bytes = host.memory_bytes.value
-    return Fleet(device, count, interconnect, host_link, host, host_memory_bytes)
+    storage = load(Storage, host.storage) if host is not None and host.storage else None
+    return Fleet(device, count, interconnect, host_link, host, host_memory_bytes, storage=storage)
+
+
+STAND_IN = "desktop-ddr5"
+
+
+def host_fleet(fleet: Fleet) -> Fleet:
+    """The fleet's host as a device of its own; where only its memory is known a desktop is assumed."""
+    host = fleet.host
+    if host is None:
+        stand_in = load(Host, STAND_IN)
+        guessed = dataclasses.replace(stand_in.memory_bandwidth_bytes_per_s, kind=Kind.ASSUMED)
+        host = dataclasses.replace(stand_in, memory_bandwidth_bytes_per_s=guessed)
+    bus = load(Link, "memory-bus")
+    return Fleet(host.as_device(), 1, bus, bus, None, fleet.host_memory_bytes)

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ..hwspecs.device import Fleet
 from .estimate import Array, Tier
 from .operators import Kernel
 from .parameters import (
@@ -171,4 +172,8 @@ class CalibrationSet(Protocol):
 
     def resolve(self, kernel: Kernel) -> Resolved:
         """The best calibration there is; always answers, with the tier the answer deserves."""
+        ...
+
+    def on(self, fleet: Fleet) -> CalibrationSet:
+        """The same calibrations asked for another fleet."""
         ...

@@ -32,9 +32,9 @@ class Row(NamedTuple):
 def rows_of(operators: Sequence[Priced], calibrations: CalibrationSet) -> list[Row]:
     """The rows of the priced operators of a scalar step."""
     result = []
-    for table, times in operators:
+    for table, times, on in operators:
         amount = work(table)
-        resolved = calibrations.resolve(table.kernel)
+        resolved = (on or calibrations).resolve(table.kernel)
         for i, (label, layer) in enumerate(zip(table.label, table.layer, strict=True)):
             count = float(table.count[i].sum())
             if count == 0:
@@ -92,7 +92,7 @@ def cause(table: Table, bound: Bound) -> str:
 def shares(operators: Sequence[Priced]) -> tuple[Share, ...]:
     """A scalar step's time by cause over all stages, largest first."""
     causes: dict[str, float] = {}
-    for table, times in operators:
+    for table, times, _ in operators:
         repetitions = table.count.sum(axis=1)
         for bound, term in zip(Bound, times.terms.stack(), strict=True):
             if term is not NO_TIME:

@@ -14,23 +14,12 @@ from .calibration import CalibrationSet
 from .costs import estimate
 from .estimate import Array, Estimate, nothing
 from .lowering.decoder import lower
-from .memory import kv_cache_bytes
+from .offload import StepCosts, prefill_time, step_time
 from .operators import Copy, Kernel, KernelName, one_row
 from .scenario import Phase, Scenario, Step
 from .schedule import COMPOSITION_LOG_SD, Priced, Stages, pipeline_cycle, pipeline_fill, pipeline_tail, price, stages_of
-
-
-def decode_step(scenario: Scenario) -> Step:
-    """One decode step of one micro-batch: pipeline stages work on as many micro-batches as there are stages."""
-    batch = np.asarray(scenario.batch, float)
-    sequences = np.ceil(batch / np.minimum(batch, scenario.sharding.pp))
-    return Step(Phase.DECODE, sequences, 1, np.asarray(scenario.context, float) - 1)
-
-
-def prefill_step(scenario: Scenario) -> Step:
-    """The first prefill step of a scalar scenario as engines batch it: whole prompts while they fit, else one chunk."""
-    prompt, limit = int(scenario.prompt), scenario.engine.max_batched_tokens
-    return Step(Phase.PREFILL, max(1, min(int(scenario.batch), limit // prompt)), min(prompt, limit), 0)
+from .steps import decode_step
+from .tensor_bytes import kv_cache_bytes
 
 
 class Decoded(NamedTuple):
@@ -47,6 +36,9 @@ def decode(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:
 
 def decode_in_detail(scenario: Scenario, calibrations: CalibrationSet) -> Decoded:
     """The decode step with the priced operators behind it."""
+    if scenario.placement.stretches:
+        detailed = step_time(StepCosts(scenario, decode_step(scenario), calibrations))
+        return Decoded(detailed.time.displaced(COMPOSITION_LOG_SD), detailed.operators)
     operators = price(lower(scenario, decode_step(scenario)), scenario, calibrations)
     micro_batches = np.minimum(np.asarray(scenario.batch, float), scenario.sharding.pp)
     return Decoded(pipeline_cycle(stages_of(operators), micro_batches).displaced(COMPOSITION_LOG_SD), operators)
@@ -59,6 +51,8 @@ def prefill(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:
     The full chunks are priced at their mean past: exact in FLOPs and bytes, both linear in the past, where attention
     has no window, and an upper bound where it has one.
     """
+    if scenario.placement.stretches:
+        return prefill_time(scenario, calibrations).displaced(COMPOSITION_LOG_SD)
     prompt, chunk = np.asarray(scenario.prompt, float), scenario.engine.max_batched_tokens
     full = np.floor(prompt / chunk)
     rest = np.asarray(prompt - full * chunk)

@@ -6,7 +6,6 @@ communicators, allocator) are ranges read in public logs, with the source in eac
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,10 +17,9 @@ from ..hwspecs.device import SWITCHED_BYTES_PER_S
 from .estimate import Array
 from .liveness import peaks
 from .lowering.decoder import lower
-from .lowering.linear import share_per_rank
-from .scenario import Extras, MemoryTier, Number, Numerics, Phase, Scenario, Sharding, Step, stage_layers
-from .workload.formats import kv_element_bytes
-from .workload.model import Recurrent, Role
+from .placement import Moved, moved
+from .scenario import Extras, MemoryTier, Number, Numerics, Phase, Scenario, Sharding, Step
+from .tensor_bytes import kv_cache_bytes, stage_weight_bytes
 
 GIB, MIB = 2.0**30, 2.0**20
 
@@ -34,6 +32,7 @@ class TensorClass(StrEnum):
     ADAPTERS = "adapters"
     DRAFT = "draft model"
     ACTIVATIONS = "activations"
+    STAGING = "staging buffers"
     WORKSPACE = "workspace"
     ALLOCATOR = "allocator slack"
     GRAPHS = "graphs"
@@ -48,6 +47,7 @@ ALLOCATED = (
     TensorClass.ADAPTERS,
     TensorClass.DRAFT,
     TensorClass.ACTIVATIONS,
+    TensorClass.STAGING,
     TensorClass.WORKSPACE,
 )
 RESERVED = (*ALLOCATED, TensorClass.ALLOCATOR)
@@ -73,10 +73,8 @@ class Ledger:
     def __add__(self, other: Ledger) -> Ledger:
         return Ledger(self.entries + other.entries)
 
-    def _sum(self, field: str, classes: tuple[TensorClass, ...] | None) -> Array:
-        chosen = [
-            e for e in self.entries if e.tier is MemoryTier.HBM and (classes is None or e.tensor_class in classes)
-        ]
+    def _sum(self, field: str, classes: tuple[TensorClass, ...] | None, tier: MemoryTier = MemoryTier.HBM) -> Array:
+        chosen = [e for e in self.entries if e.tier is tier and (classes is None or e.tensor_class in classes)]
         return np.asarray(sum((getattr(e, field) for e in chosen), start=np.zeros(())))
 
     def low_bytes(self, classes: tuple[TensorClass, ...] | None = None) -> Array:
@@ -90,6 +88,10 @@ class Ledger:
     def high_bytes(self, classes: tuple[TensorClass, ...] | None = None) -> Array:
         """Most a device of each stage needs."""
         return self._sum("high_bytes", classes)
+
+    def tier_bytes(self, tier: MemoryTier) -> float:
+        """Expected bytes of a scalar ledger in host memory or on its drive, all devices together."""
+        return float(np.max(self._sum("bytes", None, tier)))
 
     def of(self, tensor_class: TensorClass) -> Array:
         """Expected bytes of one class."""
@@ -132,73 +134,6 @@ WORKSPACE_STREAMS = (1, 2, 4)
 ACTIVATION_SPREAD = (0.9, 1.0, 1.25)  # logged peaks over computed ones: 0.95 to 1.18 (tests/test_memory_logs.py)
 
 
-FIRST_STAGE = (Role.EMBED, Role.POSITIONS, Role.EMBED_NORM, Role.TOWER)
-
-
-def stage_weight_bytes(scenario: Scenario) -> Array:
-    """Bytes of weights on one device of each stage, (stages,). Tied embeddings count on both end stages.
-
-    Of a `kv_b` stored narrow, engines keep a copy in the activations' format beside it, which decoding multiplies.
-    """
-    model, sharding = scenario.model, scenario.sharding
-    stored, stages = scenario.numerics.weights, stage_layers(model, scenario.sharding)
-    result = np.zeros(len(stages))
-    for tensor in model.tensors:
-        layer_bytes = model.layer_bytes(tensor, stored)
-        copy_bytes = tensor.rows * tensor.cols * scenario.numerics.activations.bytes
-        if tensor.role is Role.KV_B and copy_bytes > layer_bytes:
-            layer_bytes += copy_bytes
-        per_device = layer_bytes * share_per_rank(tensor, model, sharding)
-        if tensor.block is not None:
-            result += [layers[tensor.block] * per_device for layers in stages]
-        elif tensor.role in FIRST_STAGE:
-            result[0] += per_device
-            if tensor.role is Role.EMBED and model.tied and len(stages) > 1:
-                result[-1] += per_device
-        else:
-            result[-1] += per_device
-    result[-1] += model.stored.get((Role.EXTRA, None), 0.0)
-    return result
-
-
-def kv_cache_bytes(scenario: Scenario) -> Array:
-    """State all users keep on one device of each stage, (stages, *grid), contexts rounded up to whole pages.
-
-    A full layer keeps every token, a sliding window its own length and one more page, cross-attention the encoder's
-    tokens, a recurrence a state of fixed size. What all users share (`shared_prefix`, in whole pages) is kept once.
-    """
-    page, tp = scenario.engine.block_tokens, scenario.sharding.tp
-    context, batch = np.asarray(scenario.context, float), np.asarray(scenario.batch, float)
-    pages = np.ceil(context / page)
-    shared = np.minimum(scenario.extras.shared_prefix // page, pages)
-    held_pages = batch * (pages - shared) + shared
-    stages = []
-    for layers in stage_layers(scenario.model, scenario.sharding):
-        total = np.zeros(np.broadcast_shapes(context.shape, batch.shape))
-        for block, count in zip(scenario.model.blocks, layers, strict=True):
-            for mixer in (block.attention, block.crosses):
-                if mixer is None or not count:
-                    continue
-                token_bytes = count * mixer.cached_elements(tp) * kv_element_bytes(scenario.numerics.kv)
-                if mixer.cross:
-                    total = total + batch * token_bytes * scenario.model.encoder_tokens
-                elif mixer.window is None:
-                    total = total + held_pages * page * token_bytes
-                else:
-                    window_pages = np.minimum(pages, math.ceil(mixer.window / page) + 1)
-                    total = total + batch * window_pages * page * token_bytes
-                if isinstance(mixer, Recurrent):
-                    total = total + batch * count * _state_bytes(scenario, mixer)
-        stages.append(np.asarray(total))
-    return np.stack(stages)
-
-
-def _state_bytes(scenario: Scenario, mixer: Recurrent) -> float:
-    """Bytes of one sequence's state in one recurrent layer on one rank: the recurrence and the convolution's tail."""
-    tp = scenario.sharding.tp
-    return mixer.state_elements(tp) * mixer.state_bytes + mixer.conv_elements(tp) * scenario.numerics.activations.bytes
-
-
 def peak_steps(scenario: Scenario) -> tuple[Step, Step]:
     """The two steps whose activations may be largest: the fullest prefill an engine batches, and decoding everybody."""
     batch, prompt = np.asarray(scenario.batch, float), np.asarray(scenario.prompt, float)
@@ -237,7 +172,8 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
     device = scenario.fleet.device
     inner, last = activation_peaks(scenario) if activation is None else activation
     activations = np.stack(np.broadcast_arrays(*[inner] * (scenario.sharding.pp - 1), last))
-    figures = stage_weight_bytes(scenario), kv_cache_bytes(scenario), activations
+    away = moved(scenario)
+    figures = stage_weight_bytes(scenario) - away.weights, kv_cache_bytes(scenario) - away.state, activations
     axes = max(figure.ndim for figure in figures)  # behind the stages a figure lacks the grid axes it does not vary in
     column, kv, activations = (f.reshape(len(f), *([1] * (axes - f.ndim)), *f.shape[1:]) for f in figures)
 
@@ -250,8 +186,8 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
         return row(name, figure.basis, ones * figure.low, ones * figure.usual, ones * figure.high)
 
     entries = [
-        row(TensorClass.WEIGHTS, "computed from the tensor list", column, tier=scenario.placement.weights),
-        row(TensorClass.KV_CACHE, "computed, whole pages", kv, tier=scenario.placement.kv),
+        row(TensorClass.WEIGHTS, "computed from the tensor list", column),
+        row(TensorClass.KV_CACHE, "computed, whole pages", kv),
         row(
             TensorClass.ACTIVATIONS,
             "computed from the liveness of the lowered operators",
@@ -259,6 +195,8 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
         ),
     ]
     entries += _beside(scenario, column, row)
+    if scenario.placement.stretches:
+        entries += _elsewhere(away, column, row)
     if device.vendor != "nvidia":
         return Ledger(tuple(entries))
     workspace = WORKSPACE.get(device.architecture, WORKSPACE_ELSEWHERE)
@@ -302,6 +240,24 @@ def _beside(scenario: Scenario, column: Array, row: Callable[..., Entry]) -> lis
         draft = scenario.but(model=extras.draft, sharding=one, numerics=numerics, extras=Extras())
         size = stage_weight_bytes(draft).reshape(-1, *([1] * (column.ndim - 1))) + kv_cache_bytes(draft)
         entries.append(row(TensorClass.DRAFT, "computed: the draft's weights and state", np.ones_like(column) * size))
+    return entries
+
+
+def _elsewhere(away: Moved, column: Array, row: Callable[..., Entry]) -> list[Entry]:
+    """What a placement keeps in host memory and on its drive, and the buffers it copies through."""
+    ones = np.ones_like(column)
+    host, two = MemoryTier.HOST, "two buffers of the largest copied part"
+    entries = [
+        row(TensorClass.WEIGHTS, "computed from the tensor list", ones * away.host_weights, tier=host),
+        row(TensorClass.KV_CACHE, "computed, whole pages", ones * away.host_state, tier=host),
+    ]
+    if away.staging:
+        entries.append(row(TensorClass.STAGING, two, ones * away.staging))
+        entries.append(row(TensorClass.STAGING, f"{two}, pinned", ones * away.staging, tier=host))
+    if away.drive_weights:
+        entries.append(
+            row(TensorClass.WEIGHTS, "read from the drive", ones * away.drive_weights, tier=MemoryTier.STORAGE)
+        )
     return entries
 
 

@@ -61,14 +61,64 @@ class MemoryTier(StrEnum):
     """Where bytes live."""
 
     HBM = "hbm"
+    HOST = "host"
+    STORAGE = "storage"
+
+
+class Where(StrEnum):
+    """Where a part of a layer is kept and who computes with it."""
+
+    DEVICE = "device"  # kept and computed on the device
+    HOST = "host"  # kept in host memory, computed by the host's cores
+    STREAMED = "streamed"  # kept in host memory, copied over for each step, computed on the device
+
+
+class Mode(NamedTuple):
+    """How the three parts of a layer run: the layer without routed experts, its experts, its KV cache and attention."""
+
+    name: str
+    shell: Where = Where.DEVICE
+    experts: Where = Where.DEVICE
+    kv: Where = Where.DEVICE
+
+
+ON_DEVICE = Mode("on the device")
+EXPERTS_HOST = Mode("experts on the host", experts=Where.HOST)
+EXPERTS_STREAMED = Mode("experts streamed", experts=Where.STREAMED)
+KV_HOST = Mode("attention on the host", kv=Where.HOST)
+KV_STREAMED = Mode("KV cache streamed", kv=Where.STREAMED)
+LAYERS_HOST = Mode("layers on the host", Where.HOST, Where.HOST, Where.HOST)
+LAYERS_STREAMED = Mode("layers streamed", Where.STREAMED, Where.STREAMED)
+STREAMED_KV_HOST = Mode("layers streamed, attention on the host", Where.STREAMED, Where.STREAMED, Where.HOST)
+MODES = (EXPERTS_HOST, EXPERTS_STREAMED, KV_HOST, KV_STREAMED, LAYERS_HOST, LAYERS_STREAMED, STREAMED_KV_HOST)
+
+
+class Stretch(NamedTuple):
+    """So many consecutive layers in one mode; of streamed experts the popular `cached` share stays on the device."""
+
+    mode: Mode
+    layers: int
+    cached: float = 0.0
 
 
 class Placement(NamedTuple):
-    """Which tier holds which class of tensors."""
+    """What is not (wholly) on the device: stretches from the first layer on; layers behind them are on the device.
 
-    weights: MemoryTier = MemoryTier.HBM
-    kv: MemoryTier = MemoryTier.HBM
-    activations: MemoryTier = MemoryTier.HBM
+    Of the weights the host holds, `storage_share` is read from its drive whenever it is used.
+    """
+
+    stretches: tuple[Stretch, ...] = ()
+    storage_share: float = 0.0
+
+    def modes(self, layers: int) -> tuple[Stretch, ...]:
+        """One stretch of a single layer for each layer of the model."""
+        each = [s._replace(layers=1) for s in self.stretches for _ in range(s.layers)]
+        return (*each[:layers], *[Stretch(ON_DEVICE, 1)] * (layers - len(each)))
+
+    @property
+    def streams(self) -> bool:
+        """Whether anything is copied over for each step."""
+        return any(Where.STREAMED in stretch.mode for stretch in self.stretches)
 
 
 @dataclass(frozen=True)
@@ -80,6 +130,8 @@ class Engine:
     devices is 8192), `block_tokens` is the page of the KV cache, `graphs` whether CUDA graphs are captured. `name`
     picks the engine whose kernels were measured; prompts ride along with decode steps (`mixes_prefill`) or have steps
     of their own, cut into chunks (`chunks_prefill`) or whole; `step_overhead_s` is a step's time beside its kernels.
+    llama.cpp looks tokens up on the host (`embeds_on_host`), keeps room for the logits of every token of a step
+    (`logits_for_all`) and samples on the host.
     """
 
     memory_utilization: float = 0.9
@@ -93,6 +145,8 @@ class Engine:
     mixes_prefill: bool = True
     chunks_prefill: bool = True
     step_overhead_s: float = 0.0
+    embeds_on_host: bool = False
+    logits_for_all: bool = False
 
     @property
     def label(self) -> str:

@@ -27,6 +27,7 @@ class Priced(NamedTuple):
 
     table: Table
     times: Estimate
+    on: CalibrationSet | None = None  # the calibrations behind it, where not those the question came with
 
 
 def price(program: Program, scenario: Scenario, calibrations: CalibrationSet) -> tuple[Priced, ...]:
@@ -47,15 +48,15 @@ class Stages(NamedTuple):
 
 def stages_of(rows: Sequence[Priced]) -> Stages:
     """Operators of a stage run one after another; how long each stage takes follows from its counts."""
-    through = total(times.weighted_rows(table.count.sum(axis=1)) for table, times in rows)
+    through = total(p.times.weighted_rows(p.table.count.sum(axis=1)) for p in rows)
     depth = rows[0].table.count.shape[1]
     if depth == 1:
         return Stages(through, np.ones(()))
     slowest = np.zeros(())
     for column in {
-        tuple(float(c) for table, _ in rows for c in table.count[:, stage]): stage for stage in range(depth)
+        tuple(float(c) for p in rows for c in p.table.count[:, stage]): stage for stage in range(depth)
     }.values():
-        parts = [_stage_seconds(times.time_s, table.count[:, column]) for table, times in rows]
+        parts = [_stage_seconds(p.times.time_s, p.table.count[:, column]) for p in rows]
         slowest = np.maximum(slowest, sum(parts[1:], start=parts[0]))
     return Stages(through, np.asarray(slowest / np.maximum(through.time_s, 1e-300)))
 

@@ -24,9 +24,10 @@ import numpy as np
 from .calibration import CalibrationSet
 from .estimate import Array, Estimate, overhead
 from .lowering.decoder import lower
-from .memory import kv_cache_bytes, ledger
+from .memory import ledger
 from .scenario import Phase, Scenario, Step
 from .schedule import COMPOSITION_LOG_SD, Priced, pipeline_cycle, price, stages_of
+from .tensor_bytes import kv_cache_bytes
 
 BATCHES = 25  # points at which the fixed point is bracketed
 LARGEST_GRAPH = 512  # sequences of the largest decode step that is captured
@@ -190,8 +191,8 @@ def operators_of(
     steps = steps_of(scenario, load._replace(clients=served.in_flight), np.asarray(served.running))
     decoding, taking = (price(lower(scenario, step), scenario, calibrations) for step in (steps.decode, steps.taking))
     alone = 1.0 - steps.share if scenario.engine.mixes_prefill else np.ones(())
-    spent = [Priced(t, times.scaled(alone)) for t, times in decoding]
-    return decoding, (*spent, *(Priced(t, times.scaled(steps.share)) for t, times in taking))
+    spent = [Priced(p.table, p.times.scaled(alone)) for p in decoding]
+    return decoding, (*spent, *(Priced(p.table, p.times.scaled(steps.share)) for p in taking))
 
 
 class _Points(NamedTuple):

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from roofplan import api
-from roofplan.simulator.memory import GIB, TensorClass, kv_cache_bytes, ledger
+from roofplan.simulator.memory import GIB, TensorClass, ledger
 from roofplan.simulator.scenario import Numerics, Scenario, Sharding
+from roofplan.simulator.tensor_bytes import kv_cache_bytes
 from roofplan.simulator.workload.formats import kv_format, weight_format
 
 LOG = Path(__file__).parent / "data" / "vllm_0_19_h100_memory.csv"

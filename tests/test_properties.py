@@ -18,12 +18,14 @@ from roofplan.hwspecs.device import Fact, Fleet, Kind
 from roofplan.hwspecs.load import load_fleet
 from roofplan.simulator.costs import work
 from roofplan.simulator.estimate import Estimate
-from roofplan.simulator.inference import decode, decode_step, prefill, swap_out
+from roofplan.simulator.inference import decode, prefill, swap_out
 from roofplan.simulator.lowering.decoder import lower
-from roofplan.simulator.memory import Ledger, TensorClass, kv_cache_bytes, ledger, stage_weight_bytes
+from roofplan.simulator.memory import Ledger, TensorClass, ledger
 from roofplan.simulator.planner.domain import largest
 from roofplan.simulator.planner.fit import MAX_USERS, Verdict, max_context, max_users, verdict
 from roofplan.simulator.scenario import Engine, Numerics, Phase, Routing, Scenario, Sharding, Step, stage_layers
+from roofplan.simulator.steps import decode_step
+from roofplan.simulator.tensor_bytes import kv_cache_bytes, stage_weight_bytes
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import FORMATS
 from roofplan.simulator.workload.hf import parse_config

@@ -14,7 +14,7 @@ from roofplan.hwspecs.load import load_fleet
 from roofplan.simulator.costs import experts, gemm, latent_attention
 from roofplan.simulator.lowering.decoder import lower
 from roofplan.simulator.lowering.linear import linear_kernel
-from roofplan.simulator.memory import TensorClass, kv_cache_bytes, ledger, stage_weight_bytes
+from roofplan.simulator.memory import TensorClass, ledger
 from roofplan.simulator.operators import (
     Collective,
     Experts,
@@ -27,6 +27,7 @@ from roofplan.simulator.operators import (
 )
 from roofplan.simulator.planner.domain import precisions
 from roofplan.simulator.scenario import Numerics, Phase, Scenario, Sharding, Step
+from roofplan.simulator.tensor_bytes import kv_cache_bytes, stage_weight_bytes
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import FORMATS, Scope, WeightFormat, quantised_checkpoint
 from roofplan.simulator.workload.hf import parse_config

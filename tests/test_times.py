@@ -75,7 +75,7 @@ def test_no_operator_beats_the_datasheet(gpu: str, weights: str, model: str) -> 
     native = not FORMATS[weights].weight_only and device.computes(FORMATS[weights].compute)
     most = device.peak_flops_per_s(FORMATS[weights].compute if native else DType.BF16).value
     for step in (Step(Phase.PREFILL, 1, 8192, 0), Step(Phase.DECODE, 64, 1, 8191)):
-        for table, times in price(lower(asked, step), asked, calibrations_of(asked)):
+        for table, times, _ in price(lower(asked, step), asked, calibrations_of(asked)):
             assert np.all(work(table).flops <= most * times.time_s * (1 + 1e-9)), table.label
             assert np.all(cold_bytes(table) <= device.bandwidth_bytes_per_s.value * times.time_s * (1 + 1e-9)), (
                 table.label

@@ -7,11 +7,11 @@ its proof is the list of candidates.
 
 from __future__ import annotations
 
-from enum import IntEnum
+from collections.abc import Mapping
+from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ...dtypes import DType
 from ...errors import InputError
@@ -20,54 +20,28 @@ from ..estimate import Array
 from ..inference import Decoded, decode_in_detail
 from ..memory import Ledger, activation_peaks, ledger
 from ..plan import Plan, Proof, Status
-from ..scenario import Engine, Numerics, Scenario, Sharding
+from ..scenario import (
+    EXPERTS_HOST,
+    EXPERTS_STREAMED,
+    KV_HOST,
+    KV_STREAMED,
+    LAYERS_HOST,
+    LAYERS_STREAMED,
+    MODES,
+    Mode,
+    Numerics,
+    Scenario,
+    Sharding,
+)
 from ..workload.formats import WeightFormat
 from .domain import largest, layouts, precisions
+from .place import place
+from .verdict import Verdict, budget_bytes, room_bytes, verdict, verdicts
+
+__all__ = ["Verdict", "budget_bytes", "room_bytes", "verdict", "verdicts"]
 
 MAX_USERS = 65536
 Activations = dict[int, tuple[Array, Array]]  # peaks of inner and last stage by tensor-parallel degree
-
-
-class Verdict(IntEnum):
-    """Whether a scenario fits its devices."""
-
-    NO = 0
-    TIGHT = 1
-    SURELY = 2
-
-    @property
-    def label(self) -> str:
-        """The word shown to people."""
-        return self.name.lower()
-
-
-def budget_bytes(scenario: Scenario) -> float:
-    """Bytes an engine may claim on one device: its utilisation knob times what is usable there."""
-    return scenario.engine.memory_utilization * scenario.fleet.usable_bytes()
-
-
-def room_bytes(scenario: Scenario, memory: Ledger, level: Verdict) -> Array:
-    """Bytes left on the fullest stage's device before the verdict falls below `level`, at each grid point.
-
-    surely: the highest figure of every range must stay within the engine's budget.
-    tight:  the lowest figure must stay within the memory that is there (a ninth above the budget by default): it
-            depends on driver, version and luck.
-    """
-    if level is Verdict.SURELY:
-        return np.asarray(budget_bytes(scenario) - np.max(memory.high_bytes(), axis=0))
-    most = min(scenario.fleet.usable_bytes(), budget_bytes(scenario) / Engine().memory_utilization)
-    return np.asarray(most - np.max(memory.low_bytes(), axis=0))
-
-
-def verdicts(scenario: Scenario, memory: Ledger) -> npt.NDArray[np.int64]:
-    """Verdict at each grid point: no, if there is not even room to be tight."""
-    surely, tight = (room_bytes(scenario, memory, level) >= 0 for level in (Verdict.SURELY, Verdict.TIGHT))
-    return np.asarray(np.where(surely, Verdict.SURELY, np.where(tight, Verdict.TIGHT, Verdict.NO)))
-
-
-def verdict(scenario: Scenario, memory: Ledger | None = None) -> Verdict:
-    """Verdict of a scalar scenario."""
-    return Verdict(int(verdicts(scenario, memory or ledger(scenario))))
 
 
 class NoLayoutError(InputError):
@@ -104,6 +78,24 @@ def _why_no_layout(scenario: Scenario, tp: int, pp: int, ep: int) -> tuple[str, 
     return "--tp", tp, what, "ask for another degree"
 
 
+class Offload(StrEnum):
+    """What may leave the device where not everything fits it."""
+
+    NEVER = "never"
+    LAYERS = "layers"
+    EXPERTS = "experts"
+    KV = "kv"
+
+
+OFFLOADS: Mapping[Offload | None, tuple[Mode, ...]] = {
+    None: MODES,
+    Offload.NEVER: (),
+    Offload.LAYERS: (LAYERS_HOST, LAYERS_STREAMED),
+    Offload.EXPERTS: (EXPERTS_HOST, EXPERTS_STREAMED),
+    Offload.KV: (KV_HOST, KV_STREAMED),
+}
+
+
 class Wishes(NamedTuple):
     """What the asker pinned; None leaves the choice open."""
 
@@ -112,6 +104,7 @@ class Wishes(NamedTuple):
     tp: int | None = None
     pp: int | None = None
     ep: int | None = None
+    offload: Offload | None = None
 
 
 class Candidate(NamedTuple):
@@ -171,7 +164,9 @@ def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> 
         if best[0].verdict is Verdict.NO:  # nothing fits yet: remember the narrowest, which comes closest
             best = options
     if best[0].verdict is Verdict.NO:
-        best = [min(best, key=lambda o: float(np.max(o.memory.total_bytes())))]
+        offloaded, tried = _offloaded(scenario, wishes, calibrations)
+        looked_at += tried
+        best = offloaded or [min(best, key=lambda o: float(np.max(o.memory.total_bytes())))]
     decoded = [decode_in_detail(o.scenario, calibrations) for o in best]
     steps = [float(d.step.time_s) for d in decoded]
     index = int(np.argmin(steps))
@@ -188,6 +183,20 @@ def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> 
         chosen,
         decoded[index],
     )
+
+
+def _offloaded(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> tuple[list[Candidate], int]:
+    """The best placement in host memory (and on its drive) for each precision and layout of one stage."""
+    found, looked_at = [], 0
+    for numerics in precisions(scenario.model, wishes.weights, wishes.kv):
+        for sharding in layouts(scenario.model, scenario.fleet.count, wishes.tp, wishes.pp or 1, wishes.ep):
+            option = scenario.but(numerics=numerics, sharding=sharding)
+            placed = place(option, calibrations, OFFLOADS[wishes.offload])
+            looked_at += placed.looked_at
+            if placed.scenario is not None:
+                memory = ledger(placed.scenario)
+                found.append(Candidate(placed.scenario, memory, verdict(placed.scenario, memory)))
+    return found, looked_at
 
 
 def max_context(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:

@@ -121,8 +121,8 @@ def evidence_of(time: Estimate, operators: Iterable[Priced], calibrations: Calib
     whole = max(float(np.sum(time.time_s)), 1e-300)
     used: dict[tuple[str, Tier, str], float] = {}
     files: dict[str, str] = {}
-    for table, times in operators:
-        calibration, tier, *_, reason = calibrations.resolve(table.kernel)
+    for table, times, on in operators:
+        calibration, tier, *_, reason = (on or calibrations).resolve(table.kernel)
         key, count = (calibration.id, tier, reason), table.count.sum(axis=1)
         used[key] = used.get(key, 0.0) + float(times.time_s.reshape(len(count)) @ count)
         files[calibration.id] = calibration.file

@@ -1,0 +1,334 @@
+"""The time of a step whose layers are not all on the device: computed on the host, or copied over as it goes.
+
+Layers run one after another, on the device or on the host; what is copied travels beside them, prefetched, but for
+experts, which nobody knows before the router has chosen:
+
+    T = (C^p + S^p)^(1/p) + E,   C = time on the device + time on the host + hand-overs,   S = prefetched copies
+
+with p = `OVERLAP`, and E the copies of chosen experts that are not cached on the device. A hand-over copies the
+hidden state to the host and back. Weights that do not fit host memory are read from the drive each time, behind C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..dtypes import DType
+from ..hwspecs.load import host_fleet
+from .calibration import CalibrationSet
+from .costs import estimate
+from .costs import experts as experts_cost
+from .estimate import NO_TIME, Array, Estimate, Terms, Tier, nothing, priced, total
+from .lowering.decoder import lower
+from .operators import Attention, Copy, Experts, Kernel, KernelName, LatentAttention, one_row
+from .overlap import norm_of
+from .placement import layer_bytes
+from .scenario import ON_DEVICE, Phase, Scenario, Sharding, Step, Stretch, Where
+from .schedule import Priced, price
+from .workload.model import Experts as ExpertsFacts
+from .workload.routing import Routing, popularity
+
+OVERLAP = 4.0  # exponent of the norm over computing and copying beside each other (assumed: no public measurement yet)
+DRIVE_LOG_SD = 0.4  # how well a drive's sequential rate describes reading layers through the page cache (assumed)
+PARTS = ("shell", "experts", "kv")
+
+
+def part_of(table: object) -> int:
+    """The part of a layer a table of operators belongs to, an index into `PARTS`."""
+    return 1 if isinstance(table, Experts) else 2 if isinstance(table, Attention | LatentAttention) else 0
+
+
+class Side(NamedTuple):
+    """A step priced on one side: its operators, and seconds of each part of each layer, (3, layers)."""
+
+    operators: tuple[Priced, ...]
+    seconds: npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepCosts:
+    """A step of a scalar scenario priced on the device and on its host, layer by layer and part by part."""
+
+    scenario: Scenario
+    step: Step
+    calibrations: CalibrationSet
+
+    @cached_property
+    def device(self) -> Side:
+        """Everything on the device."""
+        return self._side(self.scenario, self.calibrations)
+
+    @cached_property
+    def host(self) -> Side:
+        """Everything on the host: the whole model, whatever the layout on the devices."""
+        fleet = host_fleet(self.scenario.fleet)
+        return self._side(self.scenario.but(fleet=fleet, sharding=Sharding()), self.calibrations.on(fleet))
+
+    @cached_property
+    def outside(self) -> Estimate:
+        """What runs before and behind the layers, always on the device."""
+        return total(p.times.weighted_rows(p.table.count.sum(axis=1)) for p in self.outer_operators)
+
+    @cached_property
+    def outer_operators(self) -> tuple[Priced, ...]:
+        """The operators that belong to no layer; those of layers count nothing."""
+        names = {block.name for block in self.scenario.model.blocks}
+        return tuple(
+            _counted(p, np.array([float(name not in names) for name in p.table.layer])) for p in self.device.operators
+        )
+
+    def _side(self, scenario: Scenario, calibrations: CalibrationSet) -> Side:
+        operators = price(lower(scenario, self.step), scenario, calibrations)
+        model = scenario.model
+        names = [block.name for block in model.blocks]
+        layers_of = dict.fromkeys(names, 0)
+        for name, count in zip(names, model.layer_counts(), strict=True):
+            layers_of[name] += count
+        seconds = {(part, name): 0.0 for part in range(len(PARTS)) for name in names}
+        for p in operators:
+            each = p.times.time_s.reshape(len(p.table.label), -1)[:, 0]
+            for i, (name, repeats) in enumerate(zip(p.table.layer, p.table.count.sum(axis=1), strict=True)):
+                if name in layers_of:
+                    seconds[part_of(p.table), name] += float(each[i]) * repeats / layers_of[name]
+        order = [names[block] for block in model.pattern]
+        return Side(operators, np.array([[seconds[p, name] for name in order] for p in range(len(PARTS))]))
+
+    @cached_property
+    def copied_bytes(self) -> npt.NDArray[np.float64]:
+        """Bytes over the host link if a part of a layer is copied for the step, (3, layers); experts all of them."""
+        own = layer_bytes(self.scenario, self.scenario.sharding)
+        state = own.state.reshape(len(own.shell), -1)[:, 0]
+        return np.stack([own.shell, own.experts, state])
+
+    def missed(self, cached: float) -> npt.NDArray[np.float64]:
+        """Share of a layer's expert bytes a step has to fetch where the popular `cached` share is on the device."""
+        tokens = float(np.sum([np.sum(part.tokens) for part in self.step.parts]))
+        shares = []
+        for block in self.scenario.model.blocks:
+            ffn = block.ffn
+            if not isinstance(ffn, ExpertsFacts):
+                shares.append(0.0)
+                continue
+            skewed = self.scenario.engine.routing is Routing.POWER_LAW
+            chosen = popularity(tokens, ffn.experts, ffn.top_k, skewed)
+            cold = round(ffn.experts * (1.0 - cached))
+            shares.append(float(chosen[:cold].sum()) / ffn.experts)
+        return np.asarray([shares[block] for block in self.scenario.model.pattern])
+
+    @cached_property
+    def handover(self) -> Estimate:
+        """The hidden state of the step's tokens to the host and back."""
+        tokens = float(np.sum([np.sum(part.tokens) for part in self.step.parts]))
+        size = tokens * self.scenario.model.hidden * self.scenario.numerics.activations.bytes
+        return self.copy(size).scaled(2.0)
+
+    def copy(self, size: float) -> Estimate:
+        """A copy of so many bytes over the host link."""
+        table = one_row(Copy, "host copy", "model", 1, Kernel(KernelName.HOST_COPY, DType.BF16), copy_bytes=size)
+        return estimate(table, self.scenario.fleet, self.calibrations).row(0)
+
+    def side_of(self, where: Where) -> Side:
+        """Who computes a part that is kept there."""
+        return self.host if where is Where.HOST else self.device
+
+
+class LayerTimes(NamedTuple):
+    """Seconds a layer would take in a mode, (layers,): computing, hand-overs included; prefetched and late copies."""
+
+    computing: npt.NDArray[np.float64]
+    prefetched: npt.NDArray[np.float64]
+    late: npt.NDArray[np.float64]
+
+
+def layer_times(costs: StepCosts, stretch: Stretch) -> LayerTimes:
+    """The times of every layer in the stretch's mode. A prompt's host parts run wherever that is faster."""
+    mode, link = stretch.mode, _link_s_per_byte(costs)
+    layers = costs.copied_bytes.shape[1]
+    computing, prefetched, late = np.zeros(layers), np.zeros(layers), np.zeros(layers)
+    handed = False
+    for index, part in enumerate(PARTS):
+        where: Where = getattr(mode, part)
+        on_device, bytes_ = costs.device.seconds[index], costs.copied_bytes[index]
+        copies = bytes_ * link * (costs.missed(stretch.cached) if part == "experts" else 1.0)
+        if where is Where.HOST and not _better_copied(costs, index, copies):
+            computing += costs.host.seconds[index]
+            handed = True
+        else:
+            computing += on_device
+            if where is not Where.DEVICE:
+                waits = part == "experts" and mode.shell is Where.DEVICE and costs.step.phase is Phase.DECODE
+                late, prefetched = (late + copies, prefetched) if waits else (late, prefetched + copies)
+    if handed and mode.shell is not Where.HOST:
+        computing += float(costs.handover.time_s)
+    return LayerTimes(computing, prefetched, late)
+
+
+def _better_copied(costs: StepCosts, index: int, copies: npt.NDArray[np.float64]) -> bool:
+    """Whether a prompt is faster with a host part copied over: as llama.cpp and KTransformers decide by batch."""
+    if costs.step.phase is Phase.DECODE:
+        return False
+    there = float(np.sum(np.maximum(copies, costs.device.seconds[index])))
+    return there < float(np.sum(costs.host.seconds[index]))
+
+
+def _link_s_per_byte(costs: StepCosts) -> float:
+    """Seconds one byte of a large copy takes."""
+    gigabyte = 1e9
+    return float(costs.copy(gigabyte).time_s) / gigabyte
+
+
+class Detailed(NamedTuple):
+    """A step under a placement, and the operators it is made of wherever they run."""
+
+    time: Estimate
+    operators: tuple[Priced, ...]
+
+
+def step_time(costs: StepCosts) -> Detailed:
+    """The step under the scenario's placement, with its terms, error and evidence."""
+    on = _on_host(costs)
+    operators = [*costs.outer_operators, *_shared_out(costs, costs.device, np.where(on, 0.0, 1.0))]
+    if on.any():
+        host = costs.calibrations.on(host_fleet(costs.scenario.fleet))
+        for p in _shared_out(costs, costs.host, np.where(on, 1.0, 0.0)):
+            label = tuple(f"host: {text}" for text in p.table.label)
+            operators.append(Priced(dataclasses.replace(p.table, label=label), p.times, host))
+        handed = _handovers(costs.scenario, on)
+        operators.append(_copies("hand over to the host and back", costs.handover, handed))
+    run = total(p.times.weighted_rows(p.table.count.sum(axis=1)) for p in operators)
+    prefetched = late = 0.0
+    for span, stretch in _spans(costs.scenario):
+        times = layer_times(costs, stretch)
+        prefetched += float(times.prefetched[span].sum())
+        late += float(times.late[span].sum())
+    together, _ = norm_of((run.time_s, np.asarray(prefetched)), OVERLAP)
+    exposed = max(0.0, float(together) - float(run.time_s)) + late
+    if exposed:
+        gigabyte = costs.copy(1e9)
+        operators.append(_copies("copied for the step", gigabyte, exposed / float(gigabyte.time_s)))
+        run = run + gigabyte.scaled(exposed / float(gigabyte.time_s))
+    drive = _from_drive(costs)
+    if float(drive.time_s):
+        operators.append(_copies("read from the drive", drive, 1.0))
+    return Detailed(run + drive, tuple(operators))
+
+
+def _copies(label: str, one: Estimate, count: float) -> Priced:
+    """Copies as operators beside the others; how many bytes they move is in their time."""
+    kernel = Kernel(KernelName.HOST_COPY, DType.BF16)
+    rows = Estimate(
+        _row(one.time_s),
+        Terms(*map(_row, one.terms.stack())),
+        _row(one.shared_sd_s),
+        _row(one.own_var_s2),
+        tuple(map(_row, one.evidence_s)),
+        _row(one.extrapolated_s),
+    )
+    return Priced(one_row(Copy, label, "model", count, kernel, copy_bytes=0.0), rows)
+
+
+def _row(value: Array) -> Array:
+    """The same with a leading axis of one row."""
+    return value if value is NO_TIME else np.asarray(value)[None]
+
+
+def _spans(scenario: Scenario) -> list[tuple[slice, Stretch]]:
+    """The stretches with the layers they cover, what stays on the device as the last one."""
+    spans, start = [], 0
+    for stretch in (*scenario.placement.stretches, Stretch(ON_DEVICE, scenario.model.layers)):
+        stop = min(scenario.model.layers, start + stretch.layers)
+        spans.append((slice(start, stop), stretch))
+        start = stop
+    return spans
+
+
+def _on_host(costs: StepCosts) -> npt.NDArray[np.bool_]:
+    """Which parts of which layers the host computes in this step, (3, layers)."""
+    result = np.zeros((len(PARTS), costs.scenario.model.layers), dtype=bool)
+    link = _link_s_per_byte(costs)
+    for span, stretch in _spans(costs.scenario):
+        for index, part in enumerate(PARTS):
+            copies = costs.copied_bytes[index] * link
+            result[index, span] = getattr(stretch.mode, part) is Where.HOST and not _better_copied(costs, index, copies)
+    return result
+
+
+def _handovers(scenario: Scenario, on: npt.NDArray[np.bool_]) -> float:
+    """How often the hidden state goes to the host and comes back: once a run of whole layers, else once a layer."""
+    whole = on[0]
+    runs = int(whole[0]) + int(np.count_nonzero(whole[1:] & ~whole[:-1]))
+    return runs + float(np.count_nonzero(on[1:].any(axis=0) & ~whole))
+
+
+def _shared_out(costs: StepCosts, side: Side, share: npt.NDArray[np.float64]) -> list[Priced]:
+    """The operators of the layers on one side, each part as often as there are layers with it on this side."""
+    order = np.array([costs.scenario.model.blocks[b].name for b in costs.scenario.model.pattern])
+    result = []
+    for p in side.operators:
+        part = part_of(p.table)
+        here = [float(share[part][order == name].mean()) if (order == name).any() else 0.0 for name in p.table.layer]
+        result.append(_counted(p, np.array(here)))
+    return result
+
+
+def _counted(priced_: Priced, share: npt.NDArray[np.float64]) -> Priced:
+    """The same operators, each row as often as its share says."""
+    return priced_._replace(table=dataclasses.replace(priced_.table, count=priced_.table.count * share[:, None]))
+
+
+def drive_bytes(scenario: Scenario, step: Step) -> float:
+    """Bytes a step reads from the drive: of the host's weights the share that is not in memory, experts as chosen."""
+    share = scenario.placement.storage_share
+    if not share:
+        return 0.0
+    whole = layer_bytes(scenario, Sharding())
+    touched = _touched_share(scenario, step)
+    read = 0.0
+    for i, stretch in enumerate(scenario.placement.modes(scenario.model.layers)):
+        read += whole.shell[i] if stretch.mode.shell is not Where.DEVICE else 0.0
+        if stretch.mode.experts is not Where.DEVICE:
+            read += whole.experts[i] * touched[i] * (1.0 - stretch.cached)
+    return share * read
+
+
+def _touched_share(scenario: Scenario, step: Step) -> npt.NDArray[np.float64]:
+    """Share of each layer's experts the step's tokens choose."""
+    result = np.zeros(scenario.model.layers)
+    order = np.array([scenario.model.blocks[b].name for b in scenario.model.pattern])
+    for table in lower(scenario.but(sharding=Sharding()), step).operators.tables:
+        if isinstance(table, Experts):
+            share = experts_cost.touched(table) / table.experts
+            for name, value in zip(table.layer, share.reshape(len(table.label), -1)[:, 0], strict=True):
+                result[order == name] = value
+    return result
+
+
+def _from_drive(costs: StepCosts) -> Estimate:
+    """Time of reading what does not fit host memory, at the drive's sequential rate."""
+    size, drive = drive_bytes(costs.scenario, costs.step), costs.scenario.fleet.storage
+    if not size or drive is None:
+        return nothing()
+    seconds = np.asarray(size / drive.read_bytes_per_s.value)
+    return priced(Terms(link_s=seconds), tier=Tier.ASSUMED, shared_log_sd=DRIVE_LOG_SD, own_log_sd=0.0)
+
+
+def prefill_time(scenario: Scenario, calibrations: CalibrationSet) -> Estimate:
+    """Time of one request's prompt under the scenario's placement, in chunks as the engine cuts them.
+
+    Full chunks are priced at their mean past, as `inference.prefill` does.
+    """
+    prompt, chunk = int(scenario.prompt), scenario.engine.max_batched_tokens
+    full, rest = divmod(prompt, chunk)
+    parts = []
+    if full:
+        step = Step(Phase.PREFILL, 1, chunk, np.asarray(max(full - 1, 0) / 2 * chunk))
+        parts.append(step_time(StepCosts(scenario, step, calibrations)).time.scaled(float(full)))
+    if rest:
+        step = Step(Phase.PREFILL, 1, rest, np.asarray(float(full * chunk)))
+        parts.append(step_time(StepCosts(scenario, step, calibrations)).time)
+    return total(parts)
