@@ -23,6 +23,8 @@ from . import store
 ANY_DEVICE = "any"
 LIBRARIES = ("nccl",)
 ENGINES = ("vllm", "sglang", "trtllm")
+RUNTIMES = ("llama.cpp",)  # measured as a whole on many devices, not kernel by kernel on a few
+SERVERS = "servers"  # the serving engines on devices whose kernels nobody publishes (AMD): constants for all of them
 SAME_DATASHEET = 0.05  # a file whose numbers differ by more from those a calibration was fitted with is another device
 ASSUMED_LOG_SD = 0.3  # added to a kernel that borrows another kernel's parameters: no rows to derive it from
 
@@ -85,7 +87,7 @@ class Calibrations:
         return self._answers[kernel]
 
     def _resolve(self, kernel: Kernel) -> Resolved:
-        found = self._direct(kernel)
+        found = self._runtime(kernel) or self._direct(kernel)
         if found is not None:
             return found
         kin = KIN.get(kernel)
@@ -97,6 +99,19 @@ class Calibrations:
         own = math.hypot(borrowed.own_log_sd, ASSUMED_LOG_SD)
         reason = f"{kernel}: not measured anywhere, priced with the fractions of {borrowed.calibration.id}"
         return Resolved(borrowed.calibration, Tier.ASSUMED, borrowed.shared_log_sd, own, reason)
+
+    def _runtime(self, kernel: Kernel) -> Resolved | None:
+        """Constants of a runtime on a vendor's devices: where it is asked for; on a CPU for every engine."""
+        device = self.fleet.device
+        key = f"{ANY_DEVICE}-{device.architecture_class if device.vendor == 'cpu' else device.vendor}"
+        entries = [e for e in self._by_kernel.get(kernel, []) if e.device == key]
+        runtime = self.engine if self.engine in RUNTIMES else SERVERS
+        found = [c for c in _read(entries) if c.engine == runtime or device.vendor == "cpu"]
+        if not found:
+            return None
+        best = found[0]
+        reason = f"{kernel}: constants of {best.engine} on {device.vendor} devices, fitted on whole runs ({best.id})"
+        return Resolved(best, Tier.TRANSFERRED, best.transfer_log_sd, best.transfer_own_log_sd, reason)
 
     def _direct(self, kernel: Kernel) -> Resolved | None:
         group = self._by_kernel.get(kernel, [])
@@ -113,7 +128,7 @@ class Calibrations:
                 return Resolved(best, Tier.CALIBRATED, best.shared_log_sd, best.own_log_sd, reason)
             reason = f"{kernel}: no measurement of {self.engine} on {device.key}, that of another engine ({best.id})"
             return Resolved(best, Tier.TRANSFERRED, best.transfer_log_sd, best.transfer_own_log_sd, reason)
-        candidates = _read(group)
+        candidates = [c for c in _read(group) if not c.device.startswith(f"{ANY_DEVICE}-")]
         relatives = [c for c in candidates if c.device != ANY_DEVICE and _related(c, device, self.fleet)]
         if relatives:
             best = min(relatives, key=lambda c: self._distance(c, kernel))

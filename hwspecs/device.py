@@ -138,6 +138,7 @@ class Device(Part):
 
 
 FP32_OPS_PER_CLOCK = 32  # of a core with two 256-bit multiply-add units
+SERVER_BYTES_PER_S = 150e9  # what more than four memory channels give; many channels are reached less fully than two
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -169,7 +170,7 @@ class Host(Part):
             sources=self.sources,
             vendor="cpu",
             architecture="cpu",
-            architecture_class="cpu",
+            architecture_class="cpu" if self.memory_bandwidth_bytes_per_s.value < SERVER_BYTES_PER_S else "cpu-server",
             capacity_bytes=self.memory_bytes,
             bandwidth_bytes_per_s=self.memory_bandwidth_bytes_per_s,
             peak_dense_flops_per_s=peaks,

@@ -214,12 +214,20 @@ def fleet_of(device: Device, count: int = 1, host: Host | None = None, host_memo
 STAND_IN = "desktop-ddr5"
 
 
-def host_fleet(fleet: Fleet) -> Fleet:
-    """The fleet's host as a device of its own; where only its memory is known a desktop is assumed."""
+def host_fleet(fleet: Fleet, copies: bool = False) -> Fleet:
+    """The fleet's host as a device of its own; where only its memory is known a desktop is assumed.
+
+    Of several sockets it counts on the bandwidth of one, unless each keeps its own copy of what it reads (`copies`):
+    public runs on two and four sockets reach 1.2 and 1.0 times what one socket's memory gives.
+    """
     host = fleet.host
     if host is None:
         stand_in = load(Host, STAND_IN)
         guessed = dataclasses.replace(stand_in.memory_bandwidth_bytes_per_s, kind=Kind.ASSUMED)
         host = dataclasses.replace(stand_in, memory_bandwidth_bytes_per_s=guessed)
-    bus = load(Link, "memory-bus")
-    return Fleet(host.as_device(), 1, bus, bus, None, fleet.host_memory_bytes)
+    bus, device = load(Link, "memory-bus"), host.as_device()
+    if host.sockets is not None and host.sockets.value > 1 and not copies:
+        rate = device.bandwidth_bytes_per_s
+        one = Fact(rate.value / host.sockets.value, rate.source, Kind.DERIVED)
+        device = dataclasses.replace(device, bandwidth_bytes_per_s=one)
+    return Fleet(device, 1, bus, bus, None, fleet.host_memory_bytes)

@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..errors import UnknownNameError
-from .scenario import Engine
+from .scenario import (
+    EXPERTS_HOST,
+    KV_HOST,
+    KV_STREAMED,
+    LAYERS_HOST,
+    LAYERS_STREAMED,
+    STREAMED_KV_HOST,
+    Engine,
+)
 
 PROFILES: Mapping[str, Engine] = MappingProxyType(
     {
@@ -24,6 +32,29 @@ PROFILES: Mapping[str, Engine] = MappingProxyType(
         # TensorRT-LLM mixes context and generation requests (in-flight batching), prompts whole unless chunked context
         # is enabled (enable_chunked_prefill=False).
         "trtllm": Engine(name="trtllm", max_batched_tokens=8192, mixes_prefill=True, chunks_prefill=False),
+        # llama.cpp computes 512 tokens at a time (-ub), keeps the token table on the host and room for the logits of
+        # all of them, pads the cache to 256 tokens; -ngl, --n-cpu-moe and --no-kv-offload leave layers, experts, KV on
+        # the host. Its own --fit leaves 1 GiB free.
+        "llama.cpp": Engine(
+            name="llama.cpp",
+            memory_utilization=0.95,
+            max_batched_tokens=512,
+            block_tokens=256,
+            graphs=False,
+            embeds_on_host=True,
+            logits_for_all=True,
+            offloads=(LAYERS_HOST, EXPERTS_HOST, KV_HOST),
+        ),
+        # KTransformers computes the routed experts on the host, everything else on the device; with USE_NUMA each of
+        # two sockets has a copy of them (its README).
+        "ktransformers": Engine(name="ktransformers", graphs=True, offloads=(EXPERTS_HOST,), copies_by_socket=True),
+        # FlexGen (arXiv 2303.06865) streams layers and may attend on the host beside the KV cache it keeps there.
+        "flexgen": Engine(
+            name="flexgen",
+            graphs=False,
+            mixes_prefill=False,
+            offloads=(LAYERS_STREAMED, STREAMED_KV_HOST, KV_HOST, KV_STREAMED),
+        ),
     }
 )
 

@@ -66,7 +66,7 @@ class StepCosts:
     @cached_property
     def host(self) -> Side:
         """Everything on the host: the whole model, whatever the layout on the devices."""
-        fleet = host_fleet(self.scenario.fleet)
+        fleet = host_fleet(self.scenario.fleet, self.scenario.engine.copies_by_socket)
         return self._side(self.scenario.but(fleet=fleet, sharding=Sharding()), self.calibrations.on(fleet))
 
     @cached_property
@@ -194,7 +194,7 @@ def step_time(costs: StepCosts) -> Detailed:
     on = _on_host(costs)
     operators = [*costs.outer_operators, *_shared_out(costs, costs.device, np.where(on, 0.0, 1.0))]
     if on.any():
-        host = costs.calibrations.on(host_fleet(costs.scenario.fleet))
+        host = costs.calibrations.on(host_fleet(costs.scenario.fleet, costs.scenario.engine.copies_by_socket))
         for p in _shared_out(costs, costs.host, np.where(on, 1.0, 0.0)):
             label = tuple(f"host: {text}" for text in p.table.label)
             operators.append(Priced(dataclasses.replace(p.table, label=label), p.times, host))

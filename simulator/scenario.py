@@ -131,7 +131,8 @@ class Engine:
     picks the engine whose kernels were measured; prompts ride along with decode steps (`mixes_prefill`) or have steps
     of their own, cut into chunks (`chunks_prefill`) or whole; `step_overhead_s` is a step's time beside its kernels.
     llama.cpp looks tokens up on the host (`embeds_on_host`), keeps room for the logits of every token of a step
-    (`logits_for_all`) and samples on the host.
+    (`logits_for_all`) and samples on the host. `offloads` are the modes of placement it can run (none named: any);
+    `copies_by_socket` whether each socket of a host reads a copy of the weights of its own.
     """
 
     memory_utilization: float = 0.9
@@ -147,6 +148,8 @@ class Engine:
     step_overhead_s: float = 0.0
     embeds_on_host: bool = False
     logits_for_all: bool = False
+    offloads: tuple[Mode, ...] = ()
+    copies_by_socket: bool = False
 
     @property
     def label(self) -> str:

@@ -68,8 +68,17 @@ def head_operators(shard: Shard) -> list[Table]:
 
 
 def head_nodes(shard: Shard) -> list[Node]:
-    """Logits and their fp32 copy live together, then the copy with its sorted values and 64-bit indices."""
+    """Logits and their fp32 copy live together, then the copy with its sorted values and 64-bit indices.
+
+    An engine that keeps room for every token's logits makes them in fp32 at once and samples on the host.
+    """
     model, n = shard.scenario.model, shard.logit_tokens
+    if shard.scenario.engine.logits_for_all:
+        return [
+            Node("final norm", ("hidden",), (shard.activation_of("final", model.hidden),)),
+            Node("return", ("embedded", "hidden")),
+            Node("lm head", ("final",), (shard.activation_of("logits fp32", model.vocab, shard.tokens, size=4.0),)),
+        ]
     return [
         Node("final norm", ("hidden",), (shard.activation_of("final", model.hidden),)),
         Node("return", ("embedded", "hidden")),

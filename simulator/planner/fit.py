@@ -28,6 +28,8 @@ from ..scenario import (
     LAYERS_HOST,
     LAYERS_STREAMED,
     MODES,
+    STREAMED_KV_HOST,
+    Engine,
     Mode,
     Numerics,
     Scenario,
@@ -94,6 +96,14 @@ OFFLOADS: Mapping[Offload | None, tuple[Mode, ...]] = {
     Offload.EXPERTS: (EXPERTS_HOST, EXPERTS_STREAMED),
     Offload.KV: (KV_HOST, KV_STREAMED),
 }
+
+
+# Modes that run together somewhere: llama.cpp and KTransformers; vLLM's --cpu-offload-gb; FlexGen; expert caches.
+RUNNABLE = (
+    (LAYERS_HOST, EXPERTS_HOST, KV_HOST),
+    (LAYERS_STREAMED, STREAMED_KV_HOST, KV_HOST, KV_STREAMED),
+    (EXPERTS_STREAMED,),
+)
 
 
 class Wishes(NamedTuple):
@@ -191,12 +201,19 @@ def _offloaded(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet)
     for numerics in precisions(scenario.model, wishes.weights, wishes.kv):
         for sharding in layouts(scenario.model, scenario.fleet.count, wishes.tp, wishes.pp or 1, wishes.ep):
             option = scenario.but(numerics=numerics, sharding=sharding)
-            placed = place(option, calibrations, OFFLOADS[wishes.offload])
-            looked_at += placed.looked_at
-            if placed.scenario is not None:
-                memory = ledger(placed.scenario)
-                found.append(Candidate(placed.scenario, memory, verdict(placed.scenario, memory)))
+            for modes in _runnable(scenario.engine, OFFLOADS[wishes.offload]):
+                placed = place(option, calibrations, modes)
+                looked_at += placed.looked_at
+                if placed.scenario is not None:
+                    memory = ledger(placed.scenario)
+                    found.append(Candidate(placed.scenario, memory, verdict(placed.scenario, memory)))
     return found, looked_at
+
+
+def _runnable(engine: Engine, wanted: tuple[Mode, ...]) -> list[tuple[Mode, ...]]:
+    """The modes some engine can run together: those of the engine asked about, where it names any, else of each."""
+    sets = [engine.offloads] if engine.offloads else RUNNABLE
+    return [tuple(m for m in modes if m in wanted) for modes in sets if any(m in wanted for m in modes)]
 
 
 def max_context(scenario: Scenario, level: Verdict = Verdict.SURELY) -> int:

@@ -85,8 +85,13 @@ FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
 )
 
 
+STAND_IN_GGUF = {"q4_k_m": 4.86, "q4_0": 4.6, "q8_0": 8.5, "q6_k": 6.57, "iq4_nl": 4.6}
+
+
 def weight_format(name: str) -> WeightFormat:
     """The format of that name."""
+    if name.lower() in STAND_IN_GGUF:
+        return WeightFormat(name, STAND_IN_GGUF[name.lower()], DType.BF16)
     try:
         return FORMATS[name.lower()]
     except KeyError:
