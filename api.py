@@ -14,7 +14,7 @@ from .calibrate import store
 from .calibrate.transfer import Calibrations
 from .errors import InputError, UnknownNameError
 from .hwspecs.device import Device, Fact, Fleet, Host, Kind, Source
-from .hwspecs.load import fleet_of, load, names
+from .hwspecs.load import fleet_of, load, names, with_bandwidth, with_drive
 from .hwspecs.load import load_fleet as _load_fleet
 from .simulator import answers as a
 from .simulator.estimate import total
@@ -28,6 +28,7 @@ from .simulator.planner.domain import precisions, weight_choices
 from .simulator.planner.fit import Candidate, Verdict, Wishes
 from .simulator.report.account import UNNAMED, evidence_of, explain_row, flags_of, layout_of, needed, question_of, unfit
 from .simulator.report.contract import envelope
+from .simulator.report.placement_account import placement_of, words
 from .simulator.scenario import Engine, Numerics, Phase, Scenario, Sharding
 from .simulator.schedule import COMPOSITION_LOG_SD, price
 from .simulator.steps import decode_step, prefill_step
@@ -59,12 +60,24 @@ def load_fleet(
     ram_bytes: float | None = None,
     vram_bytes: float | None = None,
     bandwidth_bytes_per_s: float | None = None,
+    ram_bytes_per_s: float | None = None,
+    nvme: str | None = None,
 ) -> tuple[Fleet, tuple[str, ...]]:
-    """The hardware and notes about how it was found: by name or file, as an unnamed card, or this machine's own."""
-    if vram_bytes is not None or bandwidth_bytes_per_s is not None:
+    """The hardware and notes about how it was found: by name or file, as an unnamed card, or this machine's own.
+
+    `ram_bytes_per_s` is the bandwidth of the host's memory, `nvme` its drive: a rate such as 7GB/s, or a name.
+    """
+    fleet, notes = _named(gpu, host, ram_bytes, vram_bytes, bandwidth_bytes_per_s)
+    return with_drive(with_bandwidth(fleet, ram_bytes_per_s), nvme), notes
+
+
+def _named(
+    gpu: str | None, host: str | None, ram_bytes: float | None, vram_bytes: float | None, bandwidth: float | None
+) -> tuple[Fleet, tuple[str, ...]]:
+    if vram_bytes is not None or bandwidth is not None:
         if gpu is not None:
             raise InputError("names a device already", key="--vram/--bandwidth", remedy="drop them or --gpu")
-        return _unnamed(vram_bytes, bandwidth_bytes_per_s, host, ram_bytes)
+        return _unnamed(vram_bytes, bandwidth, host, ram_bytes)
     if gpu is None:
         from .hwspecs.detect import detect
 
@@ -161,6 +174,7 @@ def ask_fit(scenario: Scenario, calibrations: Calibrations, wishes: Wishes | Non
         plan_candidates=plan.proof.candidates,
         options=tuple(_options(scenario, wishes, choice, calibrations)),
         remedies=remedies(chosen, wishes, calibrations),
+        placement=placement_of(decided, chosen.memory),
         next_step=_next_step(chosen, wishes),
     )
     return _report(decided, wishes, answer, evidence_of(step, operators, calibrations) if fits else None)
@@ -249,6 +263,7 @@ def _fit_row(scenario: Scenario, calibrations: Calibrations, wishes: Wishes) -> 
         binds=sentence("decode", parts) if fits else "memory",
         weakest=step.weakest_tier().label if fits else "",
         note=parts[0].name if fits else "memory",
+        placement=words(decided.placement),
     )
     return row, decoded if fits else None
 
@@ -275,6 +290,7 @@ def _row_without_layout(scenario: Scenario, wishes: Wishes, problem: str) -> a.F
         binds=problem,
         weakest="",
         note="layout",
+        placement="",
     )
 
 
@@ -308,6 +324,7 @@ def _options(scenario: Scenario, wishes: Wishes, chosen: fit.Choice, calibration
             needed=needed(best.memory),
             max_users=fit.max_users(best.scenario, best.verdict) if fits else 0,
             tokens_per_s_user=rate(step, 1.0, "tokens/s") if fits else unfit("tokens/s"),
+            placement=words(best.scenario.placement),
         )
 
 

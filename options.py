@@ -89,18 +89,31 @@ class Asked:
     ep: Annotated[int | None, option("Pin the expert-parallel degree (a divisor of --tp); default 1.", "N", min=1)] = (
         None
     )
-    ram: Annotated[str | None, option("Host memory, such as 64GB.", "SIZE")] = None
+    ram: Annotated[
+        str | None, option("Host memory, such as 64GB: what does not fit the device may be kept there.", "SIZE")
+    ] = None
+    ram_bandwidth: Annotated[str | None, option("Host memory bandwidth, such as 80GB/s; else the host's.", "RATE")] = (
+        None
+    )
+    nvme: Annotated[str | None, option("Drive behind the host memory: a rate (7GB/s) or a name.", "RATE")] = None
+    offload: Annotated[
+        str | None,
+        option("What may leave the device: never, layers, experts, kv; default: whatever is fastest.", "WHAT"),
+    ] = None
     host: Annotated[str | None, option("Host file (`roofplan hw list`).", "NAME")] = None
     vram: Annotated[str | None, option("Memory of an unnamed card, such as 24GB.", "SIZE")] = None
     bandwidth: Annotated[str | None, option("Memory bandwidth of an unnamed card, such as 1TB/s.", "RATE")] = None
     engine: Annotated[
         str,
         option(
-            "Whose batching and kernels: vllm, sglang, trtllm; vllm-0.12.0: `serve` adds its overhead.",
+            "Whose batching, kernels and memory: vllm, sglang, trtllm, llama.cpp, ktransformers, flexgen; vllm-0.12.0: "
+            "`serve` adds its overhead.",
             "NAME",
         ),
     ] = "vllm"
-    memory_utilization: Annotated[float, option("Share of a device an engine may claim.", "SHARE")] = 0.9
+    memory_utilization: Annotated[
+        float | None, option("Share of a device an engine may claim; default: the engine's own, 0.9 for most.", "SHARE")
+    ] = None
     max_batched_tokens: Annotated[
         str | None, option("Most tokens an engine puts into one step; default: the engine's own, 8192.", "N")
     ] = None
@@ -125,15 +138,18 @@ class Asked:
             ram_bytes=None if self.ram is None else parse_bytes(self.ram, "--ram"),
             vram_bytes=None if self.vram is None else parse_bytes(self.vram, "--vram"),
             bandwidth_bytes_per_s=None if self.bandwidth is None else parse_rate(self.bandwidth, "--bandwidth"),
+            ram_bytes_per_s=None if self.ram_bandwidth is None else parse_rate(self.ram_bandwidth, "--ram-bandwidth"),
+            nvme=self.nvme,
         )
 
     def wishes(self) -> "Wishes":
         """What the asker pinned."""
-        from .simulator.planner.fit import Wishes
+        from .simulator.planner.fit import Wishes, offload
         from .simulator.workload.formats import kv_format, weight_format
 
         weights = None if self.weights is None else weight_format(self.weights)
-        return Wishes(weights, None if self.kv is None else kv_format(self.kv), self.tp, self.pp, self.ep)
+        kv = None if self.kv is None else kv_format(self.kv)
+        return Wishes(weights, kv, self.tp, self.pp, self.ep, None if self.offload is None else offload(self.offload))
 
     def profile(self) -> "Engine":
         """The profile of the serving engine with the asker's own knobs."""
@@ -141,7 +157,8 @@ class Asked:
 
         known, own = engines.engine(self.engine), self.max_batched_tokens
         tokens = known.max_batched_tokens if own is None else parse_count(own, "--max-batched-tokens")
-        share, graphs = self.memory_utilization, self.graphs
+        share = known.memory_utilization if self.memory_utilization is None else self.memory_utilization
+        graphs = known.graphs and self.graphs
         return dataclasses.replace(known, memory_utilization=share, max_batched_tokens=tokens, graphs=graphs)
 
     def scenario(self, model: str) -> "tuple[Scenario, Wishes, Calibrations, tuple[str, ...]]":

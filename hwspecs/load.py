@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from ..dtypes import DType
 from ..errors import InputError, UnknownNameError
+from ..units import parse_rate
 from .device import Cluster, Device, Fact, Fleet, Host, Kind, Link, Part, Source, Storage
 
 ROOT = Path(__file__).parent
@@ -209,6 +210,30 @@ def fleet_of(device: Device, count: int = 1, host: Host | None = None, host_memo
         host_memory_bytes = host.memory_bytes.value
     storage = load(Storage, host.storage) if host is not None and host.storage else None
     return Fleet(device, count, interconnect, host_link, host, host_memory_bytes, storage=storage)
+
+
+def with_bandwidth(fleet: Fleet, bytes_per_s: float | None) -> Fleet:
+    """The fleet with the host memory bandwidth somebody stated (None: as it is)."""
+    if bytes_per_s is None:
+        return fleet
+    host = fleet.host or load(Host, STAND_IN)
+    stated = {"stated": Source("stated on the command line", "the asker", "--ram-bandwidth"), **host.sources}
+    rate = Fact(bytes_per_s, "stated", Kind.DATASHEET)
+    host = dataclasses.replace(host, memory_bandwidth_bytes_per_s=rate, sources=stated)
+    return dataclasses.replace(fleet, host=host)
+
+
+def with_drive(fleet: Fleet, drive: str | None) -> Fleet:
+    """The fleet with a drive behind its host memory: a storage file by name, or its reading rate such as `7GB/s`."""
+    if drive is None:
+        return fleet
+    if drive[:1].isdigit():
+        rate = parse_rate(drive, "--nvme")
+        like = load(Storage, "nvme-gen4")
+        stated = {"stated": Source("stated on the command line", "the asker", "--nvme"), **like.sources}
+        fact = Fact(rate, "stated", Kind.DATASHEET)
+        return dataclasses.replace(fleet, storage=dataclasses.replace(like, read_bytes_per_s=fact, sources=stated))
+    return dataclasses.replace(fleet, storage=load(Storage, drive))
 
 
 STAND_IN = "desktop-ddr5"

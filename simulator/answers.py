@@ -135,6 +135,26 @@ class Option(NamedTuple):
     needed: Quantity
     max_users: int
     tokens_per_s_user: Quantity
+    placement: str
+
+
+class PlacementRow(NamedTuple):
+    """Layers of which something is not on the device, and how they run; of streamed experts a share stays cached."""
+
+    mode: str
+    first_layer: int
+    layers: int
+    cached_share: float
+
+
+class Placement(NamedTuple):
+    """What is kept in host memory (and read from its drive), and which engine runs it so (empty: all on the device)."""
+
+    rows: tuple[PlacementRow, ...]
+    host_bytes: float
+    drive_bytes: float
+    host: str
+    run_with: str
 
 
 class FitAnswer(NamedTuple):
@@ -159,6 +179,7 @@ class FitAnswer(NamedTuple):
     plan_candidates: int
     options: tuple[Option, ...]
     remedies: tuple[Remedy, ...]
+    placement: Placement
     next_step: str
 
 
@@ -182,6 +203,7 @@ class FitRow(NamedTuple):
     binds: str
     weakest: str
     note: str
+    placement: str
 
 
 class FitList(NamedTuple):

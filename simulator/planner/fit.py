@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...dtypes import DType
-from ...errors import InputError
+from ...errors import InputError, UnknownNameError
 from ..calibration import CalibrationSet
 from ..estimate import Array
 from ..inference import Decoded, decode_in_detail
@@ -87,6 +87,13 @@ class Offload(StrEnum):
     LAYERS = "layers"
     EXPERTS = "experts"
     KV = "kv"
+
+
+def offload(name: str) -> Offload:
+    """What may leave the device, by the word of an option."""
+    if name.lower() not in set(Offload):
+        raise UnknownNameError("thing to offload", name, Offload, listing="roofplan fits --help")
+    return Offload(name.lower())
 
 
 OFFLOADS: Mapping[Offload | None, tuple[Mode, ...]] = {

@@ -68,6 +68,10 @@ def flags_of(scenario: Scenario, wishes: Wishes) -> str:
     words += [f"--batch {int(scenario.batch)}", f"--context {int(scenario.context)}"]
     if int(scenario.prompt) != int(scenario.context):
         words += [f"--prompt {int(scenario.prompt)}"]
+    if scenario.placement.stretches and fleet.host_memory_bytes is not None:
+        words += [f"--ram {fleet.host_memory_bytes / 1e9:.12g}GB"] + (
+            [f"--host {fleet.host.key}"] if fleet.host else []
+        )
     pinned = {**wishes._asdict(), "weights": wishes.weights and wishes.weights.name}
     words += [f"--{name} {value}" for name, value in pinned.items() if value is not None]
     if engine.label != Engine().label:

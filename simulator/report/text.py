@@ -142,10 +142,14 @@ def _fit(out: Console, report: a.Report, answer: a.FitAnswer) -> None:
                 brief(o.needed),
                 f"{o.max_users:,}" if o.max_users else "-",
                 brief(o.tokens_per_s_user),
+                o.placement,
             ]
             for o in answer.options
         )
-        out.print(table(["weights", "KV", "layout", "fits", "memory/GPU", "max users", "tokens/s"], choices, left=4))
+        head = ["weights", "KV", "layout", "fits", "memory/GPU", "max users", "tokens/s"]
+        placed = any(o.placement for o in answer.options)
+        rows = [row if placed else row[:-1] for row in choices]
+        out.print(table([*head, "not on the GPU"] if placed else head, rows, left=4))
     if answer.remedies:
         out.print()
         helps = ([r.change, r.effect, r.flags] for r in answer.remedies)
@@ -171,6 +175,7 @@ def _fit_rows(q: a.Question, evidence: a.Evidence | None, answer: a.FitAnswer) -
             f"{span(answer.swap)} for {format_bytes(answer.swap_bytes)}, as much to bring it back (assumed constants)"
         )
         rows.append(["swap one user out", swap])
+    rows += placement_rows(answer.placement)
     rows.append(["prefill", f"{span(answer.prefill)} for {q.prompt:,} tokens, service time only (no queue)"])
     rows.append(["decode, per user", span(answer.tokens_per_s_user)])
     if q.batch > 1:
@@ -178,6 +183,21 @@ def _fit_rows(q: a.Question, evidence: a.Evidence | None, answer: a.FitAnswer) -
     rows.append(["what binds", answer.binds])
     if evidence is not None:
         rows.append(evidence_row("evidence (decode)", evidence))
+    return rows
+
+
+def placement_rows(placement: a.Placement) -> list[list[str]]:
+    """What is not on the device and how it runs; nothing where everything is there."""
+    if not placement.rows:
+        return []
+    rows = []
+    for row in placement.rows:
+        last = row.first_layer + row.layers - 1
+        cached = f", {row.cached_share:.0%} of them cached on the device" if row.cached_share else ""
+        rows.append(["offloaded", f"layers {row.first_layer} to {last}: {row.mode}{cached}"])
+    drive = f", {format_gib(placement.drive_bytes)} read from the drive" if placement.drive_bytes else ""
+    rows.append(["host memory", f"{format_gib(placement.host_bytes)}{drive} ({placement.host})"])
+    rows.append(["run it with", placement.run_with])
     return rows
 
 
