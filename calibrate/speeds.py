@@ -40,7 +40,7 @@ from ..simulator.scenario import (
 from ..simulator.schedule import COMPOSITION_LOG_SD, price, stages_of
 from ..simulator.serving import Load, serve
 from ..simulator.workload import zoo
-from ..simulator.workload.formats import WeightFormat, weight_format
+from ..simulator.workload.formats import Scope, WeightFormat, weight_format
 from ..simulator.workload.model import Model
 from . import store
 from .transfer import Calibrations
@@ -169,7 +169,9 @@ def weights_of(text: str, model: Model) -> WeightFormat:
         return WeightFormat(f"{text[5:]} bits", float(text[5:]), DType.BF16)
     if text == model.native.name:
         return model.native
-    return weight_format(text)
+    name, _, scope = text.partition(":")  # fp8:feedforward leaves attention wide
+    found = weight_format(name)
+    return found._replace(scope=Scope[scope.upper()]) if scope else found
 
 
 def scenario_of(row: Row) -> Scenario:

@@ -25,7 +25,14 @@ PROFILES: Mapping[str, Engine] = MappingProxyType(
     {
         # vLLM V1 always chunks prompts and mixes the chunks into decode steps; servers on devices of 70 GiB and more
         # take 8192 tokens a step (vllm/engine/arg_utils.py, get_batch_defaults).
-        "vllm": Engine(name="vllm", max_batched_tokens=8192, mixes_prefill=True, chunks_prefill=True),
+        # Its Marlin kernels pad MXFP4 experts to multiples of 256 and 128 (layers/quantization/mxfp4.py).
+        "vllm": Engine(
+            name="vllm",
+            max_batched_tokens=8192,
+            mixes_prefill=True,
+            chunks_prefill=True,
+            fp4_expert_multiples=(256, 128),
+        ),
         # SGLang runs prefill steps of their own: enable_mixed_chunk=False, chunked_prefill_size=8192 below 160 GB
         # (python/sglang/srt/server_args.py).
         "sglang": Engine(name="sglang", max_batched_tokens=8192, mixes_prefill=False, chunks_prefill=True),

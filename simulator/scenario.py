@@ -132,6 +132,7 @@ class Engine:
     of their own, cut into chunks (`chunks_prefill`) or whole; `step_overhead_s` is a step's time beside its kernels.
     llama.cpp looks tokens up on the host (`embeds_on_host`), keeps room for the logits of every token of a step
     (`logits_for_all`) and samples on the host. `offloads` are the modes of placement it can run (none named: any);
+    `fp4_expert_multiples` are the multiples its 4-bit float experts' hidden and own widths are padded to;
     `copies_by_socket` whether each socket of a host reads a copy of the weights of its own.
     """
 
@@ -150,6 +151,7 @@ class Engine:
     logits_for_all: bool = False
     offloads: tuple[Mode, ...] = ()
     copies_by_socket: bool = False
+    fp4_expert_multiples: tuple[int, int] = (1, 1)
 
     @property
     def label(self) -> str:

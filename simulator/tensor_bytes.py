@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ..dtypes import DType
 from .estimate import Array
 from .lowering.linear import share_per_rank
 from .scenario import Scenario, Sharding, stage_layers
@@ -25,7 +26,21 @@ def tensor_bytes(scenario: Scenario, tensor: Tensor, sharding: Sharding) -> floa
     copy_bytes = tensor.rows * tensor.cols * scenario.numerics.activations.bytes
     if tensor.role is Role.KV_B and copy_bytes > layer_bytes:
         layer_bytes += copy_bytes
-    return layer_bytes * share_per_rank(tensor, model, sharding)
+    return layer_bytes * share_per_rank(tensor, model, sharding) * _padding(scenario, tensor, sharding)
+
+
+def _padding(scenario: Scenario, tensor: Tensor, sharding: Sharding) -> float:
+    """How much larger an engine stores 4-bit float experts: both widths of a rank's part rounded up to multiples."""
+    weights, model = scenario.numerics.weights, scenario.model
+    if not tensor.routed or weights.compute is not DType.FP4 or tensor.block is None:
+        return 1.0
+    ffn = model.blocks[tensor.block].ffn
+    assert ffn is not None
+    factor = 1.0
+    widths = model.hidden, ffn.intermediate / sharding.expert_cut
+    for width, multiple in zip(widths, scenario.engine.fp4_expert_multiples, strict=True):
+        factor *= math.ceil(width / multiple) * multiple / width
+    return factor
 
 
 def stage_weight_bytes(scenario: Scenario) -> Array:

@@ -85,7 +85,16 @@ FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
 )
 
 
-STAND_IN_GGUF = {"q4_k_m": 4.86, "q4_0": 4.6, "q8_0": 8.5, "q6_k": 6.57, "iq4_nl": 4.6}
+STAND_IN_GGUF = {
+    "q4_k_m": 4.86,
+    "q4_0": 4.6,
+    "q8_0": 8.5,
+    "q6_k": 6.57,
+    "iq4_nl": 4.6,
+    "q5_k_m": 5.69,
+    "q3_k_m": 3.93,
+    "q2_k": 3.0,
+}
 
 
 def weight_format(name: str) -> WeightFormat:
