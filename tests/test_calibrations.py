@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from roofplan.calibrate import forms, store
+from roofplan.calibrate import forms, runtimes, store
 from roofplan.calibrate.fit import CHOICES
 from roofplan.calibrate.transfer import ASSUMED_LOG_SD, KIN, Calibrations
 from roofplan.dtypes import DType
@@ -41,7 +41,21 @@ def test_there_are_files() -> None:
     assert {"h100-sxm", "a100-80gb", "l40s", "any"} <= {path.stem for path in FILES}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+RUNTIME_FILES = [p for p in FILES if p.stem.startswith(("llama.cpp-", "servers-"))]
+KERNEL_FILES = [p for p in FILES if p not in RUNTIME_FILES]
+
+
+@pytest.mark.parametrize("path", RUNTIME_FILES, ids=lambda p: p.stem)
+def test_constants_of_runtimes_are_three_and_alike(path: Path) -> None:
+    entries = store.read(path)
+    engine, _, vendor = path.stem.partition("-")
+    assert {(c.device, c.engine, c.parameters) for c in entries} == {(f"any-{vendor}", engine, entries[0].parameters)}
+    floor, compute, memory = entries[0].parameters
+    assert 1e-7 < floor < 1e-4 and 0.01 < compute < 1 and 0.1 < memory < 1
+    assert {c.kernel for c in entries} == set(runtimes.KERNELS) and entries[0].own_log_sd > 0.1
+
+
+@pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda p: p.stem)
 def test_bundled_files_hold_sensible_calibrations(path: Path) -> None:
     entries = store.read(path)
     assert {c.device for c in entries} == {path.stem}
@@ -90,7 +104,7 @@ def unnamed(entries: tuple[Calibration, ...]) -> list[Calibration]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_round_trip_is_exact(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "deep" / "folder" / path.name
-    store.write(copy, path.stem, store.read(path))
+    store.write(copy, store.read(path)[0].device, store.read(path))
     assert unnamed(store.read(copy)) == unnamed(store.read(path))
     assert json.loads(copy.read_text()) == json.loads(path.read_text())
     assert store.digest(copy) == store.digest(path)
@@ -255,7 +269,8 @@ def test_links_of_another_kind_lend_nothing() -> None:
 @pytest.mark.parametrize("kernel", KIN, ids=str)
 def test_borrowed_kernels_are_assumed_and_wider(kernel: Kernel) -> None:
     """Kin answers where nobody measured; the same kernel in the other 16-bit format is not borrowing."""
-    assert not any(c.kernel == kernel for c in KNOWN), "a kernel with a calibration needs no kin"
+    measured = (c for c in KNOWN if not c.device.startswith("any-"))
+    assert not any(c.kernel == kernel for c in measured), "a kernel with a calibration needs no kin"
     fleet = on("h200")
     borrowed, lender = fleet.resolve(kernel), fleet.resolve(KIN[kernel])
     assert borrowed.calibration is lender.calibration
@@ -276,7 +291,8 @@ def test_every_kernel_a_lowering_can_produce_resolves(device: str) -> None:
     for name in ("mixtral-8x7b", "deepseek-v3"):
         for weights in FORMATS_IN_USE:
             for kv in KV_FORMATS:
-                for activations in (DType.BF16, DType.FP16, DType.FP32):
+                wide = (DType.FP32,) if fleet.device.computes(DType.FP32) else ()
+                for activations in (DType.BF16, DType.FP16, *wide):
                     numerics = Numerics(weights, kv, activations)
                     asked = Scenario(zoo.bundled(name), fleet, 4, 300, 200, numerics, Sharding(4, 2))
                     for phase in Phase:

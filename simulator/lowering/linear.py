@@ -49,7 +49,8 @@ def linear_kernel(stored: WeightFormat, device: Device, activation: DType) -> Ke
     Weight-only kernels are named after what they read: 4-bit floats, or whole numbers of 4 or 8 bits.
     """
     if stored.bits_per_weight >= 16:
-        return Kernel(KernelName.GEMM, activation if stored.compute is not DType.FP32 else DType.FP32)
+        wide = stored.compute is DType.FP32 and device.computes(DType.FP32)
+        return Kernel(KernelName.GEMM, DType.FP32 if wide else activation)
     if not stored.weight_only and device.computes(stored.compute):
         return Kernel(KernelName.GEMM_BLOCK_SCALED if stored.block_scaled else KernelName.GEMM, stored.compute)
     if stored.compute is DType.FP4:
