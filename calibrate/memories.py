@@ -141,10 +141,12 @@ def predict(row: Row) -> Predicted:
 def left_bytes(scenario: Scenario) -> float:
     """What an engine finds free for its KV cache: its share of the device, less what it saw taken before.
 
-    vLLM profiles a step of all its sequences and captures graphs later; SGLang's share is of weights and cache alone.
+    vLLM profiles a step of all its sequences, counts what torch had allocated at its peak (not the allocator's slack)
+    and captures graphs later; SGLang's share is of weights and cache alone.
     """
     memory = ledger(scenario.but(batch=1), activation_peaks(scenario))
-    taken = memory.total_bytes() - memory.of(TensorClass.KV_CACHE) - memory.of(TensorClass.GRAPHS)
+    unseen = (TensorClass.KV_CACHE, TensorClass.GRAPHS, TensorClass.ALLOCATOR)
+    taken = memory.total_bytes() - sum(memory.of(name) for name in unseen)
     if scenario.engine.name == "sglang":
         taken = memory.of(TensorClass.WEIGHTS)
     return scenario.engine.memory_utilization * scenario.fleet.usable_bytes() - float(np.max(taken))

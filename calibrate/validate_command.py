@@ -12,6 +12,7 @@ import typer
 from ..errors import InputError, SurroundingsError
 
 if TYPE_CHECKING:
+    from ..simulator.catalogue import FigureReport
     from ..simulator.report.validation import Found
 
 PATIENCE_S = 1.0  # before which nobody wonders whether it is still running
@@ -24,6 +25,11 @@ class From(StrEnum):
     silicon = "silicon"
     transferred = "transferred"
     serving = "serving"
+    speeds = "speeds"
+    memory = "memory"
+
+
+PUBLISHED = (From.speeds, From.memory)
 
 
 def _option(help_: str, metavar: str, *names: str) -> Any:
@@ -43,6 +49,7 @@ def register(app: typer.Typer, examples: Callable[..., str], show: Callable[...,
             "validate --from silicon --device h200 --kernel gemm --engine vllm --regimes",
             "validate --from transferred --device h200 --plot transferred.png",
             "validate --from serving",
+            "validate --from speeds",
             "validate --kernels",
         )
     )
@@ -52,8 +59,8 @@ def register(app: typer.Typer, examples: Callable[..., str], show: Callable[...,
             typer.Option(
                 "--from",
                 help="anchors: tables that ship (default); silicon: sites of the public tables that no fit saw; "
-                "transferred: the same as if the device had no calibration; serving: whole steps of public runs. "
-                "All but anchors need the extra `silicon`.",
+                "transferred: the same as if the device had no calibration; serving: whole steps of public runs (these "
+                "three need the extra `silicon`); speeds, memory: figures people published, chosen before predicting.",
             ),
         ] = None,
         records: Annotated[Path | None, _option("Your own measurements (.csv).", "FILE", "--records")] = None,
@@ -103,6 +110,10 @@ def register(app: typer.Typer, examples: Callable[..., str], show: Callable[...,
             return
         if records is not None and source is not None:
             raise InputError("names what to judge: drop --from", key="--records", value=str(records))
+        if source in PUBLISHED:
+            _refuse(source, {"--device": device, "--kernel": kernel, "--engine": engine, "a bound": limits, **files})
+            show(_published(source), json)
+            return
         evidence = validation.Evidence(source or From.anchors) if records is None else validation.Evidence.RECORDS
         _writable(files, records)
         request = validation.Request(evidence, wanted, limits, regimes, records, calibration)
@@ -111,6 +122,22 @@ def register(app: typer.Typer, examples: Callable[..., str], show: Callable[...,
         with_progress.end()
         _write(found, files)
         show(found.answer, json, found.notes)
+
+
+def _refuse(source: From | None, given: dict[str, object]) -> None:
+    """Published figures are judged as they are: no filter, no bound, no file."""
+    for name, value in given.items():
+        if value:
+            raise InputError(f"is judged as a whole: drop {name}", key="--from", value=str(source))
+
+
+def _published(source: From | None) -> "FigureReport":
+    from . import published
+
+    with_progress = Progress()
+    found = (published.speed_figures if source is From.speeds else published.memory_figures)(with_progress)
+    with_progress.end()
+    return found
 
 
 class Progress:

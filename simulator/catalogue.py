@@ -241,6 +241,43 @@ class KernelList(NamedTuple):
     rows: tuple[KernelRow, ...]
 
 
+class FigureRow(NamedTuple):
+    """A published figure beside its prediction; `inside` its 80 % interval, or (a verdict) not wrongly reassuring."""
+
+    id: str
+    kind: str
+    what: str
+    unit: str
+    published: float
+    predicted: float
+    low: float | None
+    high: float | None
+    error_percent: float | None
+    inside: bool
+    rule_of_thumb: float | None
+    source: str
+    note: str
+
+
+class FigureSummary(NamedTuple):
+    """Figures of one kind together."""
+
+    kind: str
+    rows: int
+    median_percent: float | None
+    mean_percent: float | None
+    worst_percent: float | None
+    coverage_percent: float | None
+    note: str
+
+
+class FigureReport(NamedTuple):
+    """Published figures of whole systems beside predictions."""
+
+    rows: tuple[FigureRow, ...]
+    summaries: tuple[FigureSummary, ...]
+
+
 CatalogueAnswer = (
     HardwareList
     | HardwareSheet
@@ -252,4 +289,5 @@ CatalogueAnswer = (
     | ImportReport
     | Validation
     | KernelList
+    | FigureReport
 )

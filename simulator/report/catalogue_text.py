@@ -39,6 +39,44 @@ def render(out: Console, answer: a.CatalogueAnswer) -> None:
             validation_text.render(out, answer)
         case a.KernelList():
             validation_text.render_kernels(out, answer)
+        case a.FigureReport():
+            _figures(out, answer)
+
+
+def _figures(out: Console, answer: a.FigureReport) -> None:
+    def shown(value: float | None, digits: int = 4) -> str:
+        return "-" if value is None else f"{value:.{digits}g}"
+
+    rows = (
+        [
+            r.id,
+            r.what,
+            r.unit,
+            shown(r.published),
+            shown(r.predicted) + (f" ({shown(r.low, 3)}-{shown(r.high, 3)})" if r.low is not None else ""),
+            "-" if r.error_percent is None else f"{r.error_percent:+.1f} %",
+            "" if r.inside else "outside" if r.low is not None else "WRONG",
+            shown(r.rule_of_thumb, 3),
+        ]
+        for r in answer.rows
+    )
+    head = ["figure", "what", "unit", "published", "predicted", "error", "", "rule of thumb"]
+    out.print(table(head, rows, left=3))
+    out.print()
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f} %"
+
+    sums = (
+        [
+            s.kind,
+            str(s.rows),
+            *map(percent, (s.median_percent, s.mean_percent, s.worst_percent, s.coverage_percent)),
+            s.note,
+        ]
+        for s in answer.summaries
+    )
+    out.print(table(["kind", "rows", "median", "mean", "worst", "in 80 % interval", ""], sums))
 
 
 def _sheet(out: Console, answer: a.HardwareSheet) -> None:
