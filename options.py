@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .calibrate.transfer import Calibrations
     from .hwspecs.device import Fleet
     from .simulator.planner.fit import Wishes
-    from .simulator.scenario import Engine, Scenario
+    from .simulator.scenario import Engine, Extras, Scenario
 
 EXIT_CODES = (
     "Exit codes: 0 yes or tight; 1 an honest no; 2 bad input; 3 the environment lacks something; 70 internal; "
@@ -117,6 +117,10 @@ class Asked:
     max_batched_tokens: Annotated[
         str | None, option("Most tokens an engine puts into one step; default: the engine's own, 8192.", "N")
     ] = None
+    shared_prefix: Annotated[str | None, option("Tokens all users' contexts begin with, kept once.", "N")] = None
+    adapters: Annotated[str | None, option("LoRA adapters loaded at once.", "N")] = None
+    adapter_rank: Annotated[str, option("Rank of the adapters.", "N")] = "16"
+    draft: Annotated[str | None, option("Model that speculates ahead, kept beside it.", "MODEL")] = None
     graphs: Annotated[bool, option("Whether the engine captures CUDA graphs.")] = True
     calibration: Annotated[str | None, option("Calibration file or folder; else $ROOFPLAN_CALIBRATION.", "PATH")] = None
 
@@ -151,6 +155,21 @@ class Asked:
         kv = None if self.kv is None else kv_format(self.kv)
         return Wishes(weights, kv, self.tp, self.pp, self.ep, None if self.offload is None else offload(self.offload))
 
+    def extras(self) -> "Extras":
+        """What keeps memory beside the model."""
+        from . import api
+        from .simulator.scenario import Extras
+
+        def number(text: str | None, key: str) -> int:
+            return 0 if text is None else parse_count(text, key)
+
+        return Extras(
+            number(self.shared_prefix, "--shared-prefix"),
+            number(self.adapters, "--adapters"),
+            parse_count(self.adapter_rank, "--adapter-rank"),
+            None if self.draft is None else api.load_model(self.draft),
+        )
+
     def profile(self) -> "Engine":
         """The profile of the serving engine with the asker's own knobs."""
         from .simulator import engines
@@ -170,7 +189,8 @@ class Asked:
         loaded = api.load_model(model)
         fleet, notes = self.fleet()
         calibrations = api.load_calibrations(fleet, self.calibration, engine.name)
-        return api.make_scenario(loaded, fleet, engine=engine, **load._asdict()), wishes, calibrations, notes
+        scenario = api.make_scenario(loaded, fleet, engine=engine, **load._asdict()).but(extras=self.extras())
+        return scenario, wishes, calibrations, notes
 
 
 def asking(command: Callable[..., None], without: tuple[str, ...] = ()) -> Callable[..., None]:

@@ -74,6 +74,10 @@ def flags_of(scenario: Scenario, wishes: Wishes) -> str:
         )
     pinned = {**wishes._asdict(), "weights": wishes.weights and wishes.weights.name}
     words += [f"--{name} {value}" for name, value in pinned.items() if value is not None]
+    extras = scenario.extras
+    words += [f"--shared-prefix {extras.shared_prefix}"] if extras.shared_prefix else []
+    words += [f"--adapters {extras.adapters} --adapter-rank {extras.adapter_rank}"] if extras.adapters else []
+    words += [f"--draft {extras.draft.name}"] if extras.draft is not None else []
     if engine.label != Engine().label:
         words += [f"--engine {engine.label}"]
     if engine.memory_utilization != default.memory_utilization:
