@@ -45,7 +45,7 @@ class Patches(NamedTuple):
     bias: bool = True
 
     @property
-    def count(self) -> int:
+    def tokens(self) -> int:
         """Patches of one image."""
         return self.rows * self.columns
 
@@ -94,7 +94,7 @@ def vision_transformer(
     `norms_before` and `norms_behind` stand around the stack. `handed_on` are the tokens of its answer: its patches
     unless the tail merges them. The stack's input is held while a layer runs.
     """
-    tokens = patches.count + class_tokens
+    tokens = patches.tokens + class_tokens
     passed = float(tokens * e.hidden)
     cut = Conv(
         "patches", patches.channels, e.hidden, patches.side, patches.rows, patches.columns,
@@ -108,7 +108,7 @@ def vision_transformer(
     layers += encoder_layers(e, tokens, windows=windows)
     if norms_behind:
         layers.append(Pointwise("norm behind", norms_behind * e.norm_vectors * e.hidden, norms_behind * passed))
-    return Network(name, (*layers, *tail), passed, patches.count if handed_on is None else handed_on)
+    return Network(name, (*layers, *tail), passed, patches.tokens if handed_on is None else handed_on)
 
 
 def attention_pooling(e: Encoder, tokens: float) -> tuple[Layer, ...]:
@@ -148,7 +148,7 @@ def clip_vision(get: Reader, *, projection: int = 0) -> Network:
     )  # fmt: skip
     e, patches = plain_encoder(get), square_patches(get, bias=False)
     tail = (Linear("projection", e.hidden, projection, 1, bias=False),) if projection else ()
-    return vision_transformer(e, patches, class_tokens=1, positions=patches.count + 1, norms_before=1, tail=tail)
+    return vision_transformer(e, patches, class_tokens=1, positions=patches.tokens + 1, norms_before=1, tail=tail)
 
 
 def siglip_vision(get: Reader) -> Network:
@@ -158,8 +158,8 @@ def siglip_vision(get: Reader) -> Network:
         image_size=224, patch_size=16,
     )  # fmt: skip
     e, patches = plain_encoder(get), square_patches(get)
-    tail = attention_pooling(e, patches.count) if get.flag("vision_use_head", True) else ()
-    return vision_transformer(e, patches, positions=patches.count, tail=tail)
+    tail = attention_pooling(e, patches.tokens) if get.flag("vision_use_head", True) else ()
+    return vision_transformer(e, patches, positions=patches.tokens, tail=tail)
 
 
 def vit(get: Reader, *, pooled: bool = True, classes: int = 0) -> Network:
@@ -174,4 +174,4 @@ def vit(get: Reader, *, pooled: bool = True, classes: int = 0) -> Network:
         tail = (Linear("pooler", e.hidden, e.hidden, 1), Pointwise("tanh", 0, e.hidden))
     if classes:
         tail += (Linear("classes", e.hidden, classes, 1, narrowed=False),)
-    return vision_transformer(e, patches, class_tokens=1, positions=patches.count + 1, tail=tail)
+    return vision_transformer(e, patches, class_tokens=1, positions=patches.tokens + 1, tail=tail)
