@@ -132,7 +132,7 @@ WORKSPACE_STREAMS = (1, 2, 4)
 ACTIVATION_SPREAD = (0.9, 1.0, 1.25)  # logged peaks over computed ones: 0.95 to 1.18 (tests/test_memory_logs.py)
 
 
-FIRST_STAGE = (Role.EMBED, Role.POSITIONS, Role.EMBED_NORM, Role.TOWER)
+FIRST_STAGE = (Role.EMBED, Role.POSITIONS, Role.EMBED_NORM, Role.LOOKUP, Role.TOWER)
 
 
 def stage_weight_bytes(scenario: Scenario) -> Array:

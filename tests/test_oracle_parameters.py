@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.families import ALIASES
-from roofplan.simulator.workload.families.llama_table import FAMILIES
+from roofplan.simulator.workload.families.llama import FAMILIES
 from roofplan.simulator.workload.hf import parse_config
 from roofplan.simulator.workload.model import Model
 

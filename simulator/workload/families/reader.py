@@ -96,6 +96,15 @@ class Reader(NamedTuple):
             raise InputError(f"must name {' or '.join(known)}{many}", file=self.file, key=key, value=value)
         return list(value)
 
+    def choices(self, key: str, length: int) -> list[bool] | None:
+        """A list of 0 and 1, one for each layer, or None where the config does not state it."""
+        value = self.config.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != length or any(v not in (0, 1) for v in value):
+            raise InputError(f"must be 0 or 1 for each of {length} layers", file=self.file, key=key, value=value)
+        return [bool(v) for v in value]
+
     def layer_list(self, key: str, layers: int) -> list[int]:
         """A list of layer numbers."""
         value = self.config.get(key)
@@ -127,8 +136,10 @@ class Reader(NamedTuple):
         return kv_heads
 
     def top_k(self, key: str, experts: int) -> int:
-        """Experts a token passes, of which there cannot be more than there are."""
-        top_k = self.integer(key)
+        """Experts a token passes, of which there cannot be more than there are; a list must say the same of all layers."""
+        stated = self._raw(key)
+        one = isinstance(stated, list) and len(stated) > 0 and all(v == stated[0] for v in stated)
+        top_k = self._replace(config={**self.config, key: stated[0]}).integer(key) if one else self.integer(key)
         if top_k > experts:
             raise InputError(f"more than the {experts} experts there are", file=self.file, key=key, value=top_k)
         return top_k
