@@ -14,7 +14,7 @@ LLAMA_LIKE = (
     "nemotron", "hunyuan_v1_moe", "deepseek",
 )  # fmt: skip
 GPT_LIKE = ("gpt2", "gptj", "gpt_neox", "gpt_bigcode", "opt", "bloom", "falcon", "phi", "mpt")
-SINGLE = ("dbrx", "chatglm", "mimo_v2_flash")
+SINGLE = ("dbrx", "chatglm", "mimo_v2_flash", "mllama_text_model")
 RECURRENT = (
     "mamba", "falcon_mamba", "mamba2", "jamba", "nemotron_h", "granitemoehybrid", "qwen3_next", "qwen3_5_text",
     "qwen3_5_moe_text", "minimax", "recurrent_gemma", "lfm2", "kimi_linear",

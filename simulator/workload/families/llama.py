@@ -89,7 +89,7 @@ def _latent_attention(get: Reader, family: Family) -> LatentAttention:
 
 
 def _indexers(get: Reader, hidden: int, layers: int) -> list[int]:
-    """Parameters of each layer that pick the keys of sparse attention (DeepSeek-V3.2): queries, keys, norm, head weights.
+    """Parameters of each layer that pick the keys of sparse attention (DeepSeek-V3.2): queries, keys, norm, weights.
 
     Of GLM-5's layers some share what an earlier one picked. Counted, not costed: attention is priced as if it read
     every key.

@@ -1,4 +1,4 @@
-"""Families that spell their config, or shape their layers, like no other: DBRX, ChatGLM, MiMo-V2."""
+"""Families that spell their config, or shape their layers, like no other: DBRX, ChatGLM, MiMo-V2, Llama 3.2 Vision."""
 
 from __future__ import annotations
 
@@ -85,4 +85,22 @@ def mimo_v2(get: Reader) -> Model:
     return get.model(hidden, per_layer, max_context=limit, tied=get.flag("tie_word_embeddings"))
 
 
-_READERS = {"dbrx": dbrx, "chatglm": chatglm, "mimo_v2_flash": mimo_v2}
+def mllama(get: Reader) -> Model:
+    """Llama 3.2 Vision: some layers attend to an image's tokens and to nothing else; eight more rows of embedding."""
+    get = get.assuming(
+        max_position_embeddings=131072, num_key_value_heads=8, vocab_size=128256,
+        cross_attention_layers=[3, 8, 13, 18, 23, 28, 33, 38], tie_word_embeddings=False,
+    )  # fmt: skip
+    hidden, layers, heads = (get.integer(k) for k in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    dim = get.divided(hidden, "num_attention_heads", heads)
+    attention = Attention(heads, get.kv_heads("num_key_value_heads", heads, heads), dim)
+    ffn = Mlp(get.integer("intermediate_size"))
+    own = Block("dense", attention, ffn)
+    cross = Block("dense-cross", attention._replace(cross=True, qk_norm=True), ffn, small=2)  # a gate for each half
+    crossing = set(get.layer_list("cross_attention_layers", layers))
+    per_layer = [cross if i in crossing else own for i in range(layers)]
+    limit, tied = get.integer("max_position_embeddings"), get.flag("tie_word_embeddings")
+    return get.model(hidden, per_layer, max_context=limit, tied=tied, lookups=((8, hidden),))
+
+
+_READERS = {"dbrx": dbrx, "chatglm": chatglm, "mimo_v2_flash": mimo_v2, "mllama_text_model": mllama}

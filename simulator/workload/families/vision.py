@@ -51,22 +51,21 @@ class Patches(NamedTuple):
 
 
 def encoder_layers(
-    e: Encoder, tokens: float, *, prefix: str = "", windows: tuple[float, ...] = ()
+    e: Encoder, tokens: float, *, prefix: str = "", seen: tuple[tuple[float, int], ...] = ()
 ) -> tuple[Layer, ...]:
     """The layers of a stack that `tokens` tokens pass; those of one kind stand together, `repeat` says how often.
 
-    `windows` are the keys each layer's queries see, where not all of them; attention is to all tokens otherwise.
+    Queries see all tokens, unless `seen` says (keys, layers): how many keys in how many of the layers.
     """
     query, keys = e.heads * e.head_dim, (e.kv_heads or e.heads) * e.head_dim
-    seen = windows or (tokens,) * e.layers
     ups = 2 if e.gated else 1
     return (
         Pointwise(f"{prefix}norms", e.norms * e.norm_vectors * e.hidden, e.norms * tokens * e.hidden, e.layers),
         *((Pointwise(f"{prefix}scales", e.extras, tokens * e.hidden, e.layers),) if e.extras else ()),
         Linear(f"{prefix}qkv", e.hidden, query + 2 * keys, tokens, e.qkv_bias, e.layers),
         *(
-            Mix(f"{prefix}attention", e.heads, e.head_dim, tokens, limit, seen.count(limit))
-            for limit in dict.fromkeys(seen)
+            Mix(f"{prefix}attention", e.heads, e.head_dim, tokens, limit, layers)
+            for limit, layers in seen or ((tokens, e.layers),)
         ),
         Linear(f"{prefix}out", query, e.hidden, tokens, e.out_bias, e.layers),
         Linear(f"{prefix}up", e.hidden, e.intermediate, tokens, e.mlp_bias, ups * e.layers),
@@ -84,7 +83,7 @@ def vision_transformer(
     positions: int = 0,
     norms_before: int = 0,
     norms_behind: int = 1,
-    windows: tuple[float, ...] = (),
+    seen: tuple[tuple[float, int], ...] = (),
     tail: tuple[Layer, ...] = (),
     handed_on: int | None = None,
 ) -> Network:
@@ -105,7 +104,7 @@ def vision_transformer(
         layers.append(Pointwise("class token, positions", (class_tokens + positions) * e.hidden, passed))
     if norms_before:
         layers.append(Pointwise("norm before", norms_before * e.norm_vectors * e.hidden, norms_before * passed))
-    layers += encoder_layers(e, tokens, windows=windows)
+    layers += encoder_layers(e, tokens, seen=seen)
     if norms_behind:
         layers.append(Pointwise("norm behind", norms_behind * e.norm_vectors * e.hidden, norms_behind * passed))
     return Network(name, (*layers, *tail), passed, patches.tokens if handed_on is None else handed_on)
