@@ -52,7 +52,7 @@ def read(get: Reader) -> Model:
     return get.model(
         hidden,
         per_layer,
-        max_context=get.first("max_position_embeddings", "model_max_length"),
+        max_context=get.first(family.length_key, "max_position_embeddings", "model_max_length"),
         tied=get.flag("tie_word_embeddings", family.tied),
         norm_vectors=norms.vectors,
         head_bias=get.flag(family.head_bias_key) if family.head_bias_key else False,

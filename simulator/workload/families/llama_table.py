@@ -21,6 +21,7 @@ class Family(NamedTuple):
     `qkv_bias` is what holds where the config has no `qkv_bias_key`, or the family none. `window_period`: every so many
     layers one sees everything, the others a window (0: `gated_window` or all alike). `shared_key` names the shared
     experts: how many, or their width where it is a width; `dense_first_key` how many layers start without experts.
+    `length_key` names the longest context where the config has that key.
     """
 
     defaults: Mapping[str, Any]
@@ -54,6 +55,7 @@ class Family(NamedTuple):
     shared_switch: bool = False
     dense_first_key: str | None = None
     correction: bool = False
+    length_key: str = "max_position_embeddings"
 
 
 def defaults(**values: Any) -> Mapping[str, Any]:
@@ -141,6 +143,7 @@ DENSE: Mapping[str, Family] = MappingProxyType(
             parallel=True,
             windowless=True,
             tied=True,
+            length_key="model_max_length",  # rotary positions reach further than max_position_embeddings says
         ),
         "cohere2": Family(
             defaults(max_position_embeddings=8192, num_key_value_heads=None, head_dim=None, sliding_window=4096),

@@ -73,8 +73,9 @@ class Reader(NamedTuple):
         return value
 
     def first(self, *keys: str) -> int:
-        """The number under the first of several names a family knows it by."""
-        return self.integer(next((key for key in keys if key in self.config), keys[0]))
+        """The number under the first of several names a family knows it by: of those stated, else of those assumed."""
+        known = [key for place in (self.config, self.defaults) for key in keys if key in place]
+        return self.integer(known[0] if known else keys[0])
 
     def count(self, key: str) -> int:
         """A whole number that may be 0 (or null, which means 0)."""
