@@ -182,7 +182,8 @@ def class_config(config: Config) -> PreTrainedConfig:
     family, renamed = STAND_IN.get(config["model_type"], (config["model_type"], {}))
     family = family if "vision_config" in config else ALIASES.get(family, family)
     keys = {renamed.get(k, k): v for k, v in config.items() if k not in ("model_type", "quantization_config")}
-    tied = {"tie_word_embeddings": v for k, v in config.get("text_config", {}).items() if k == "tie_word_embeddings"}
+    text = config.get("text_config", {})
+    tied = {k: text[k] for k in ("tie_word_embeddings",) if k in text}
     if family == "glm":
         keys["pad_token_id"] = 0  # the class's own lies outside a smaller vocabulary
     return CONFIG_MAPPING[family](**{**tied, **keys})

@@ -18,10 +18,9 @@ def gemma4_vision(get: Reader, vision: Reader, hidden: int) -> Network:
     get = get.assuming(vision_soft_tokens_per_image=280)
     vision = vision.assuming(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=16, num_attention_heads=12, num_key_value_heads=12,
-        head_dim=64, attention_bias=False, patch_size=16, pooling_kernel_size=3, position_embedding_size=10240,
+        head_dim=64, patch_size=16, pooling_kernel_size=3, position_embedding_size=10240,
     )  # fmt: skip
     width, heads, dim = (vision.integer(k) for k in ("hidden_size", "num_attention_heads", "head_dim"))
-    bias = vision.flag("attention_bias")
     e = Encoder(
         width,
         vision.integer("num_hidden_layers"),
@@ -32,8 +31,8 @@ def gemma4_vision(get: Reader, vision: Reader, hidden: int) -> Network:
         norms=4,
         norm_vectors=1,
         extras=2 * dim,
-        qkv_bias=bias,
-        out_bias=bias,
+        qkv_bias=False,
+        out_bias=False,
         mlp_bias=False,
         gated=True,
     )

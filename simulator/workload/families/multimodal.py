@@ -70,16 +70,17 @@ def llava(get: Reader, vision: Reader, hidden: int) -> Network:
     return _followed_by(tower, *_two_products(width, hidden, hidden, tower.tokens, bias), *newline)
 
 
-def paligemma(get: Reader, vision: Reader, hidden: int) -> Network:
-    """PaliGemma: SigLIP without its pooling head, one product."""
-    tower = siglip_vision(vision.assuming(vision_use_head=False))
+def paligemma(get: Reader, vision: Reader, _hidden: int) -> Network:
+    """PaliGemma: SigLIP (its configs leave out the pooling head), one product."""
+    tower = siglip_vision(vision)
     width = vision.assuming(hidden_size=768).integer("hidden_size")
-    return _followed_by(tower, Linear("projector", width, hidden, tower.tokens))
+    out = get.assuming(projection_dim=2048).integer("projection_dim")  # the decoder's width
+    return _followed_by(tower, Linear("projector", width, out, tower.tokens))
 
 
 def gemma3(get: Reader, vision: Reader, hidden: int) -> Network:
     """Gemma 3: SigLIP, its patches averaged to `mm_tokens_per_image`, a norm and one product."""
-    tower = siglip_vision(vision.assuming(vision_use_head=False))
+    tower = siglip_vision(vision)
     width = vision.assuming(hidden_size=768).integer("hidden_size")
     tokens = get.assuming(mm_tokens_per_image=256).integer("mm_tokens_per_image")
     return _followed_by(
@@ -182,7 +183,7 @@ def llama4(get: Reader, vision: Reader, hidden: int) -> Network:
         tower,
         Linear("adapter in", e.intermediate, inner, tokens, bias=False),
         Pointwise("adapter activation", 0, tokens * inner),
-        Linear("adapter out", inner, out, tokens, bias=False),
+        Linear("adapter out", out, out, tokens, bias=False),  # as the class has it: both widths are the same
         Linear("projector", vision.integer("vision_output_dim"), hidden, tokens, bias=False),
         tokens=tokens,
     )
@@ -211,15 +212,15 @@ def mllama(get: Reader, vision: Reader, hidden: int) -> Network:
     rows, ratios = patches.tokens + 1, vision.config.get("supported_aspect_ratios")
     kinds = (len(ratios) if isinstance(ratios, list) else 8) + 1
     learned = width + rows * width + kinds * tiles * width * (rows + 2) + 3  # class, positions, and a gate for each
-    tokens = tiles * rows
-    passed = float(tokens * width)
+    tokens, run = tiles * rows, tiles * 8 * -(-rows // 8)  # a tile's tokens are padded to whole eights
+    passed = float(run * width)
     layers = (
         Conv("patches", patches.channels, width, patches.side, patches.rows, patches.columns, bias=False, depth=tiles),
         Pointwise("class token, positions", learned, 4 * passed),
         Pointwise("norm before", 2 * width, passed),
-        *encoder_layers(e, tokens),
+        *encoder_layers(e, run),
         Pointwise("norm behind", 2 * width, passed),
-        *encoder_layers(e._replace(layers=vision.integer("num_global_layers"), extras=2), tokens, prefix="global "),
+        *encoder_layers(e._replace(layers=vision.integer("num_global_layers"), extras=2), run, prefix="global "),
         Linear("projector", vision.integer("vision_output_dim"), hidden, tokens),
     )
     return Network("vision", layers, 2 * passed, tokens)
