@@ -13,7 +13,7 @@ from .scenario import Scenario, Sharding, stage_layers
 from .workload.formats import kv_element_bytes
 from .workload.model import Block, Recurrent, Role, Tensor
 
-FIRST_STAGE = (Role.EMBED, Role.POSITIONS, Role.EMBED_NORM, Role.TOWER)
+FIRST_STAGE = (Role.EMBED, Role.POSITIONS, Role.EMBED_NORM, Role.LOOKUP, Role.TOWER)
 
 
 def tensor_bytes(scenario: Scenario, tensor: Tensor, sharding: Sharding) -> float:

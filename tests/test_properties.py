@@ -119,7 +119,7 @@ def test_work_of_stages_and_rows_adds_up_to_the_unsharded_pass(model, sharding, 
         assert shared == pytest.approx(whole, rel=1e-12)
 
 
-UNMULTIPLIED = (Role.SINKS, Role.POSITIONS, Role.SMALL, Role.MIX_CONV, Role.TOWER)
+UNMULTIPLIED = (Role.SINKS, Role.POSITIONS, Role.LOOKUP, Role.SMALL, Role.MIX_CONV, Role.TOWER)
 
 
 def flops_of_a_key(attention: Mixer | None) -> int:
@@ -128,7 +128,11 @@ def flops_of_a_key(attention: Mixer | None) -> int:
         return 0
     if isinstance(attention, LatentAttention):
         return 2 * attention.heads * (attention.latent + attention.rope + attention.latent)
-    return 4 * attention.heads * attention.head_dim
+    return 2 * attention.heads * (attention.head_dim + attention.value_width)
+
+
+def crosses(mixer: Mixer | None) -> bool:
+    return mixer is not None and mixer.cross
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -142,8 +146,11 @@ def test_decode_flops_are_two_per_active_weight_and_attention(name: str) -> None
         t.rows * t.cols * (getattr(model.blocks[t.block].ffn, "top_k", 1) if t.copies > 1 else 1) * model.instances(t)
         for t in weights
         if "norm" not in t.role and t.role not in UNMULTIPLIED
+        # An image's keys and values are made once, with the prompt.
+        if t.block is None or t.role not in (Role.K, Role.V) or not crosses(model.blocks[t.block].attention)
     )
-    attention = sum(100 * flops_of_a_key(model.blocks[i].attention) for i in model.pattern)
+    mixers = [model.blocks[i].attention for i in model.pattern]
+    attention = sum((model.encoder_tokens if crosses(m) else 100) * flops_of_a_key(m) for m in mixers)
     assert flops == pytest.approx(2 * active + attention, rel=1e-12)
     if any(isinstance(b.ffn, Experts) for b in model.blocks):
         assert flops < 0.7 * 2 * model.parameters
@@ -297,6 +304,53 @@ def test_a_sliding_window_caps_the_kv_cache(model, load) -> None:
     at_window = kv_cache_bytes(scenario(model, context=(math.ceil(window / page) + 1) * page, batch=load[0]))
     far = kv_cache_bytes(scenario(model, context=load[1] + 100_000, batch=load[0]))
     np.testing.assert_allclose(far, at_window, rtol=1e-12)
+
+
+GEMMA = {
+    "model_type": "gemma4_text", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 32, "vocab_size": 300, "sliding_window": 40,
+    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 100,
+}  # fmt: skip
+
+
+@RUN
+@given(st.integers(2, 12), st.data(), loads, st.sampled_from([1, 2]))
+def test_layers_that_borrow_keys_and_values_cache_none(layers, data, load, tp) -> None:
+    """The cache is that of the layers before them, and the more of them the less is held in all."""
+    own = data.draw(st.integers(1, layers))
+    kinds = data.draw(st.lists(st.sampled_from(["full_attention", "sliding_attention"]), min_size=own, max_size=own))
+    kinds += ["full_attention"] * (layers - own)
+    kinds[own - 1] = "full_attention"  # the class makes the last layer one
+
+    def cache(count: int, shared: int) -> np.ndarray:
+        config = GEMMA | {"num_hidden_layers": count, "num_kv_shared_layers": shared, "layer_types": kinds[:count]}
+        model = parse_config(config, name="random", file="random")
+        return kv_cache_bytes(scenario(model, batch=load[0], context=load[1], sharding=Sharding(tp)))
+
+    np.testing.assert_allclose(cache(layers, layers - own), cache(own, 0), rtol=1e-12)
+    if own < layers:
+        assert np.all(cache(layers, layers - own) < cache(layers, 0))
+
+
+@RUN
+@given(loads, st.sampled_from([1, 4]))
+def test_layers_that_attend_to_an_image_cache_its_tokens_and_no_context(load, tp) -> None:
+    batch, context, _ = load
+    model = zoo.bundled("llama-3.2-11b-vision")
+    asked = scenario(model, batch=batch, context=context, sharding=Sharding(tp))
+    blind = scenario(dataclasses.replace(model, encoder_tokens=0), batch=batch, context=context, sharding=Sharding(tp))
+    an_image = batch * 8 * model.encoder_tokens * 2 * 8 / tp * 128 * 2.0  # 8 layers, 8 KV heads of 128, 16 bits
+    np.testing.assert_allclose(kv_cache_bytes(asked) - kv_cache_bytes(blind), an_image, rtol=1e-9)
+    assert model.encoder_tokens == 4 * 1601  # four tiles
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-7b", "gemma-4-e2b", "llama-4-scout"])
+def test_towers_stand_whole_on_the_first_stage(name: str) -> None:
+    model, layout = zoo.bundled(name), Sharding(2, 2)
+    blind = dataclasses.replace(model, towers=())
+    held = stage_weight_bytes(scenario(model, sharding=layout)) - stage_weight_bytes(scenario(blind, sharding=layout))
+    towers = 2.0 * sum(tower.parameters for tower in model.towers)
+    np.testing.assert_allclose(held, [towers, 0], rtol=1e-12)
 
 
 # ---- experts

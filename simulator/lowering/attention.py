@@ -49,7 +49,7 @@ def _attending(shard: Shard, index: int, a: workload.Attention, roles: tuple[Rol
     model, block = scenario.model, scenario.model.blocks[index]
     count, layer, width = shard.layer_count(index), block.name, shard.activation.bytes
     heads, kv_heads = heads_per_rank(a, shard.tp)
-    made = 0 if a.borrows else 2 - a.no_value
+    made = 0 if a.borrows else kv_heads * (a.head_dim + a.value_width)
     stored, tokens, prefix = scenario.numerics.weights, shard.tokens, "cross " if a.cross else ""
     hidden_bytes = tokens * model.hidden * width
     query, keys, values, output = (find(model, index, role) for role in roles)
@@ -62,8 +62,8 @@ def _attending(shard: Shard, index: int, a: workload.Attention, roles: tuple[Rol
         if np.any(source > 0):
             rows.append(gemm_row(shard, "cross kv", layer, count, [*keys, *values], source, stored))
     else:
-        rotated = tokens * (heads + made * kv_heads) * a.head_dim * width
-        cached = tokens * made * kv_heads * a.head_dim * kv_element_bytes(scenario.numerics.kv)
+        rotated = tokens * (heads * a.head_dim + made) * width
+        cached = tokens * made * kv_element_bytes(scenario.numerics.kv)
         launches = 2 + a.qk_norm  # rotary embedding, KV append, and the norms of q and k where there are any
         rows += [
             gemm_row(shard, "qkv", layer, count, [*query, *keys, *values], tokens, stored),
@@ -103,7 +103,8 @@ def _attention_row(shard: Shard, index: int, a: workload.Attention, part: Step) 
         kv_tokens=seen,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=a.head_dim,
+        # Work and traffic are linear in the widths of a key and of a value: the mean of both stands for each.
+        head_dim=(a.head_dim + a.value_width) / 2,
         window=NO_WINDOW if a.window is None else a.window,
         kv_bytes=kv_element_bytes(kv),
         activation_bytes=shard.activation.bytes,
@@ -134,12 +135,12 @@ def attention_nodes(shard: Shard, index: int) -> list[Node]:
         case None:
             return [Node("pass on", ("hidden",), (shard.activation_of("between", 0),))]
     heads, kv_heads = heads_per_rank(a, shard.tp)
-    q, kv = heads * a.head_dim, kv_heads * a.head_dim
+    q, k, v, attended = heads * a.head_dim, kv_heads * a.head_dim, kv_heads * a.value_width, heads * a.value_width
     return [
         Node("norm", ("hidden",), (shard.activation_of("normed", model.hidden),)),
-        Node("qkv", ("normed",), tuple(shard.activation_of(n, w) for n, w in (("q", q), ("k", kv), ("v", kv)))),
-        Node("rope", ("q", "k"), (shard.activation_of("q rotated", q), shard.activation_of("k rotated", kv))),
-        Node("attention", ("q rotated", "k rotated", "v"), (shard.activation_of("attended", q),)),
+        Node("qkv", ("normed",), tuple(shard.activation_of(n, w) for n, w in (("q", q), ("k", k), ("v", v)))),
+        Node("rope", ("q", "k"), (shard.activation_of("q rotated", q), shard.activation_of("k rotated", k))),
+        Node("attention", ("q rotated", "k rotated", "v"), (shard.activation_of("attended", attended),)),
         Node("out", ("attended",), (shard.activation_of("projected", model.hidden),)),
         Node("return", ("normed", "q rotated", "k rotated", "v")),
         Node("add", ("hidden", "projected"), (shard.activation_of("between", model.hidden),)),

@@ -11,6 +11,7 @@ from .attention import attention_nodes, attention_operators
 from .feedforward import feedforward_nodes, feedforward_operators
 from .head import embedding_nodes, embedding_operators, handover_operators, head_nodes, head_operators
 from .program import Node, Shard
+from .side import layer_side_operators, model_side_operators
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,9 @@ class Program:
         rows: list[Table] = embedding_operators(self.shard)
         for index in range(len(self.shard.scenario.model.blocks)):
             rows += attention_operators(self.shard, index) + feedforward_operators(self.shard, index)
-        return Operators.of(rows + handover_operators(self.shard) + head_operators(self.shard))
+            rows += layer_side_operators(self.shard, index)
+        rows += handover_operators(self.shard) + model_side_operators(self.shard)
+        return Operators.of(rows + head_operators(self.shard))
 
     @cached_property
     def body(self) -> tuple[Node, ...]:

@@ -54,15 +54,18 @@ def _feedforward(
 def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
     """Router, the experts as one kernel, and the shared experts that every token passes, merged into one.
 
-    `expert_bytes` are those of one expert on one rank. Shared experts are cut over all ranks whatever `ep` is.
+    `expert_bytes` are those of one expert on one rank. Shared experts are cut over all ranks whatever `ep` is. Products
+    into and out of a latent space run whole on every rank.
     """
     scenario, model, sharding = shard.scenario, shard.scenario.model, shard.scenario.sharding
     stored, engine, tokens = scenario.numerics.weights, scenario.engine, shard.tokens
     count, layer = shard.layer_count(index), model.blocks[index].name
     matrices = find(model, index, Role.GATE, Role.UP, Role.DOWN)
     held_bytes = sum(model.layer_bytes(t, stored) * share_per_rank(t, model, sharding) for t in matrices)
+    into, back = find(model, index, Role.LATENT_DOWN), find(model, index, Role.LATENT_UP)
     return [
         gemm_row(shard, "router", layer, count, find(model, index, Role.ROUTER), tokens, model.unquantised),
+        *(gemm_row(shard, "into latent", layer, count, [t], tokens, stored) for t in into),
         one_row(
             Experts,
             "experts",
@@ -70,7 +73,7 @@ def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
             count,
             experts_kernel(linear_kernel(stored, scenario.fleet.device, shard.activation)),
             tokens=tokens,
-            hidden=model.hidden,
+            hidden=ffn.latent or model.hidden,
             # The fused kernel is described by three matrices; two of them are as much work as three of 2/3 the width.
             intermediate=width_per_rank(ffn, sharding) * (1.0 if ffn.gated else 2 / 3),
             top_k=ffn.top_k,
@@ -80,6 +83,7 @@ def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
             expert_bytes=held_bytes / (ffn.experts / sharding.ep),
             activation_bytes=shard.activation.bytes,
         ),
+        *(gemm_row(shard, "out of latent", layer, count, [t], tokens, stored) for t in back),
         *(_shared(shard, index, ffn) if ffn.shared else []),
     ]
 
@@ -150,12 +154,14 @@ def _expert_nodes(shard: Shard, ffn: workload.Experts, width: int) -> list[Node]
     Shared experts run first, as in vLLM; their product waits for that of the routed ones and is added in place.
     """
     hidden, assigned = shard.scenario.model.hidden, np.asarray(shard.tokens * ffn.top_k)
+    inner, source = (ffn.latent, "expert input") if ffn.latent else (hidden, "ffn input")
     routed = [
         Node("router", ("ffn input",), (shard.activation_of("routing", ffn.experts, size=4.0),)),
-        Node("gather", ("ffn input", "routing"), (shard.activation_of("gathered", hidden, assigned),)),
+        *([Node("into latent", ("ffn input",), (shard.activation_of(source, inner),))] if ffn.latent else []),
+        Node("gather", (source, "routing"), (shard.activation_of("gathered", inner, assigned),)),
         Node("gate-up", ("gathered",), (shard.activation_of("gate and up", (1 + ffn.gated) * width, assigned),)),
         Node("swiglu", ("gate and up",), (shard.activation_of("gated", width, assigned),)),
-        Node("down", ("gated",), (shard.activation_of("expert output", hidden, assigned),)),
+        Node("down", ("gated",), (shard.activation_of("expert output", inner, assigned),)),
         Node("combine", ("expert output", "routing", "gathered"), (shard.activation_of("product", hidden),)),
     ]
     if not ffn.shared:

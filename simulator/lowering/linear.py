@@ -26,7 +26,8 @@ def rows_per_rank(tensor: Tensor, model: Model, tp: int) -> int:
         block = model.blocks[tensor.block]
         attention = block.crosses if tensor.role in (Role.CROSS_K, Role.CROSS_V) else block.attention
         if isinstance(attention, Attention):
-            return math.ceil(attention.kv_heads / tp) * attention.head_dim
+            value = tensor.role in (Role.V, Role.CROSS_V)
+            return math.ceil(attention.kv_heads / tp) * (attention.value_width if value else attention.head_dim)
     if tensor.split in (Split.COLUMN, Split.VOCAB):
         return math.ceil(tensor.rows / tp)
     return tensor.rows

@@ -51,7 +51,16 @@ def parse_config(config: object, *, name: str, file: str, origin: str | None = N
     reader = Reader(text, MappingProxyType({}), file, family, name, origin or file)
     module = import_module(f".families.{MODULES.get(family, 'generic')}", __package__)
     model: Model = module.read(reader)
-    return model
+    return _with_towers(config, model, reader)
+
+
+def _with_towers(config: Mapping[str, Any], model: Model, text: Reader) -> Model:
+    """The model with what it sees or hears with, where the config describes that beside the text model."""
+    if all(config.get(key) is None for key in ("vision_config", "audio_config")):
+        return model
+    from .families.multimodal import with_towers
+
+    return with_towers(text._replace(config=config, family=str(config.get("model_type"))), model)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -53,6 +53,10 @@ class Role(StrEnum):
     SHARED_UP = "shared_up"
     SHARED_DOWN = "shared_down"
     SHARED_SWITCH = "shared_switch"
+    LATENT_DOWN = "latent_down"
+    LATENT_UP = "latent_up"
+    SIDE = "side"
+    LOOKUP = "lookup"
     SMALL = "small"
     TOWER = "tower"
     EXTRA = "extra"
@@ -73,8 +77,10 @@ class Attention(NamedTuple):
 
     `qk_norm` norms each head of q and k, with `whole_norm` all heads together. `sinks` are one learned logit a head,
     which takes part in the softmax: parameters, but no work worth counting. A `gated` query projection yields a gate
-    beside every query element. `borrows` takes keys and values an earlier layer has cached; `no_value` uses the keys
-    as values. `cross` attends to an encoder's (or an image's) tokens instead of the context.
+    beside every query element. `borrows` takes keys and values an earlier layer has cached; with `no_value` the key
+    projection makes the values too (both are cached: keys are normed and rotated, values are not). `cross` attends to
+    an encoder's (or an image's) tokens instead of the context. `value_dim` is the width of a value where it is not
+    that of a key.
     """
 
     heads: int
@@ -90,10 +96,16 @@ class Attention(NamedTuple):
     borrows: bool = False
     no_value: bool = False
     cross: bool = False
+    value_dim: int | None = None
+
+    @property
+    def value_width(self) -> int:
+        """Elements of one head's value."""
+        return self.head_dim if self.value_dim is None else self.value_dim
 
     def cached_elements(self, tp: int) -> int:
         """Elements of the KV cache for one token and layer on one of `tp` ranks: keys and values of its KV heads."""
-        return 0 if self.borrows else 2 * math.ceil(self.kv_heads / tp) * self.head_dim
+        return 0 if self.borrows else math.ceil(self.kv_heads / tp) * (self.head_dim + self.value_width)
 
     def state_elements(self, tp: int) -> int:
         """Nothing is kept that does not grow with the context."""
@@ -221,7 +233,9 @@ class Experts(NamedTuple):
     """A mixture of feed-forwards: a router picks `top_k` of `experts` for each token.
 
     Every token also passes the shared experts, one feed-forward of width `shared` (0: there are none), whose result a
-    `shared_switch` may scale. `bias` is that of router and experts. `dense` is a feed-forward of its own beside them.
+    `shared_switch` may scale. `bias` is that of router and experts. Experts may work in a `latent` space (0: in the
+    model's own): one product leads into it before they run, one back behind their sum; router and shared experts stay
+    outside.
     """
 
     experts: int
@@ -231,6 +245,7 @@ class Experts(NamedTuple):
     bias: bool = False
     gated: bool = True
     shared_switch: bool = False
+    latent: int = 0
 
     def cut_by(self, tp: int, ep: int) -> bool:
         """Whether `ep` groups share out whole experts evenly, each cut evenly within its group."""
@@ -252,7 +267,8 @@ class Block(NamedTuple):
     """One kind of transformer layer; identical layers share one block.
 
     In a `parallel` layer mixer and feed-forward read the same input, and one sum takes both results. `crosses` is an
-    attention to an encoder's tokens between the two halves. `small` counts parameters that belong to no matrix.
+    attention to an encoder's tokens between the two halves. `small` counts parameters that belong to no matrix, `side`
+    lists products (rows, cols) that every token passes beside the two halves; no rank has less than all of them.
     """
 
     name: str
@@ -262,6 +278,7 @@ class Block(NamedTuple):
     parallel: bool = False
     crosses: Attention | None = None
     small: int = 0
+    side: tuple[tuple[int, int], ...] = ()
 
     def cut_by(self, tp: int, ep: int) -> bool:
         """Whether a tensor-parallel group of `tp` ranks, `ep` groups of experts in it, shares the layer evenly."""

@@ -56,7 +56,8 @@ class Model:
     `positions` rows of learned positions, `norm_vectors` of the final norm, a norm behind the embedding and a bias of
     the head where a family has them. `towers` run before it, once for an image, a clip or a source text of
     `encoder_tokens` tokens each, which join the context (or are what cross-attention reads). `generic`: read by the
-    usual field names of a family nobody described here. `small` counts parameters of no matrix outside the layers.
+    usual field names of a family nobody described here. Outside the layers `small` counts parameters of no matrix,
+    `lookups` are further tables (rows, cols) that a token picks a row of, `side` further products (rows, cols).
     """
 
     name: str
@@ -75,6 +76,8 @@ class Model:
     embed_norm_vectors: int = 0
     head_bias: bool = False
     small: int = 0
+    lookups: tuple[tuple[int, int], ...] = ()
+    side: tuple[tuple[int, int], ...] = ()
     towers: tuple[Network, ...] = ()
     encoder_tokens: int = 0
     generic: bool = False
@@ -111,6 +114,10 @@ class Model:
             yield Tensor(Role.FINAL_NORM, None, self.norm_vectors, self.hidden, Split.NONE)
         if not self.tied:
             yield Tensor(Role.LM_HEAD, None, self.vocab, self.hidden, Split.VOCAB, self.head_bias)
+        for rows, cols in self.lookups:
+            yield Tensor(Role.LOOKUP, None, rows, cols, Split.VOCAB)
+        for rows, cols in self.side:
+            yield Tensor(Role.SIDE, None, rows, cols, Split.NONE, scope=Scope.LINEAR)
         if self.small:
             yield Tensor(Role.SMALL, None, 1, self.small, Split.NONE)
         for tower in self.towers:

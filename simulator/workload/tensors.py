@@ -30,6 +30,8 @@ def block_tensors(index: int, block: Block, hidden: int) -> Iterator[Tensor]:
             yield from _experts_tensors(index, block.ffn, hidden)
         case Mlp(intermediate, bias, gated):
             yield from _feedforward(index, _DENSE, intermediate, hidden, bias, gated, 1, Scope.FEEDFORWARD)
+    for rows, cols in block.side:
+        yield Tensor(Role.SIDE, index, rows, cols, Split.NONE, scope=Scope.LINEAR)
     if block.small:
         yield Tensor(Role.SMALL, index, 1, block.small, Split.NONE)
 
@@ -42,19 +44,20 @@ _SHARED = (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN)
 
 def _attention_tensors(index: int, a: Attention, hidden: int, roles: tuple[Role, Role, Role, Role]) -> Iterator[Tensor]:
     linear, query, keys = Scope.LINEAR, a.heads * a.head_dim, a.kv_heads * a.head_dim
+    values, attended = a.kv_heads * a.value_width, a.heads * a.value_width
     q, k, v, o = roles
     yield Tensor(q, index, query * (2 if a.gated else 1), hidden, Split.COLUMN, a.qkv_bias, scope=linear)
     if not a.borrows:
         yield Tensor(k, index, keys, hidden, Split.KV, a.qkv_bias, scope=linear)
         if not a.no_value:
-            yield Tensor(v, index, keys, hidden, Split.KV, a.qkv_bias, scope=linear)
+            yield Tensor(v, index, values, hidden, Split.KV, a.qkv_bias, scope=linear)
     if a.qk_norm:
         yield Tensor(Role.Q_NORM, index, 1, query if a.whole_norm else a.head_dim, Split.NONE)
         if not a.borrows:
             yield Tensor(Role.K_NORM, index, 1, keys if a.whole_norm else a.head_dim, Split.NONE)
     if a.sinks:
         yield Tensor(Role.SINKS, index, 1, a.heads, Split.NONE)
-    yield Tensor(o, index, hidden, query, Split.ROW, a.out_bias, scope=linear)
+    yield Tensor(o, index, hidden, attended, Split.ROW, a.out_bias, scope=linear)
 
 
 def _latent_tensors(index: int, a: LatentAttention, hidden: int) -> Iterator[Tensor]:
@@ -85,7 +88,11 @@ def _recurrent_tensors(index: int, r: Recurrent, hidden: int) -> Iterator[Tensor
 
 def _experts_tensors(index: int, ffn: Experts, hidden: int) -> Iterator[Tensor]:
     yield Tensor(Role.ROUTER, index, ffn.experts, hidden, Split.NONE, ffn.bias)
-    yield from _feedforward(index, _DENSE, ffn.intermediate, hidden, ffn.bias, ffn.gated, ffn.experts, Scope.EXPERTS)
+    if ffn.latent:
+        yield Tensor(Role.LATENT_DOWN, index, ffn.latent, hidden, Split.NONE, scope=Scope.FEEDFORWARD)
+        yield Tensor(Role.LATENT_UP, index, hidden, ffn.latent, Split.NONE, scope=Scope.FEEDFORWARD)
+    inner = ffn.latent or hidden
+    yield from _feedforward(index, _DENSE, ffn.intermediate, inner, ffn.bias, ffn.gated, ffn.experts, Scope.EXPERTS)
     if ffn.shared:
         yield from _feedforward(index, _SHARED, ffn.shared, hidden, False, ffn.gated, 1, Scope.FEEDFORWARD)
     if ffn.shared_switch:

@@ -8,11 +8,16 @@ left out: plain decoding does not run them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from ..layers import Attention, Block, Experts, LatentAttention, Mixer, Mlp, Norms
 from ..model import Model
-from .llama_table import DENSE_FIRST, FAMILIES, Family
+from .llama_sparse_table import DENSE_FIRST, SPARSE
+from .llama_table import DENSE, Family
 from .reader import Reader
 
+FAMILIES: Mapping[str, Family] = MappingProxyType({**DENSE, **SPARSE})
 KINDS = ("full_attention", "sliding_attention", "chunked_attention")
 
 
@@ -31,7 +36,7 @@ def read(get: Reader) -> Model:
     norms, parallel = family.norms, family.parallel or get.flag("use_parallel_residual")
     if parallel and not family.parallel:
         norms = norms._replace(ffn=0)  # StableLM 2 12B: one norm for both halves
-    small = _indexer_elements(get, hidden) if family.indexed else 0
+    indexers = _indexers(get, hidden, layers) if family.indexed else [0] * layers
     correction = experts.experts if experts is not None and family.correction else 0
     per_layer = [
         _block(
@@ -40,14 +45,14 @@ def read(get: Reader) -> Model:
             experts if i in sparse and experts else dense,
             norms,
             parallel,
-            small + (correction if i in sparse else 0),
+            indexers[i] + (correction if i in sparse else 0),
         )
         for i in range(layers)
     ]
     return get.model(
         hidden,
         per_layer,
-        max_context=get.integer("max_position_embeddings"),
+        max_context=get.first(family.length_key, "max_position_embeddings", "model_max_length"),
         tied=get.flag("tie_word_embeddings", family.tied),
         norm_vectors=norms.vectors,
         head_bias=get.flag(family.head_bias_key) if family.head_bias_key else False,
@@ -83,13 +88,16 @@ def _latent_attention(get: Reader, family: Family) -> LatentAttention:
     )
 
 
-def _indexer_elements(get: Reader, hidden: int) -> int:
-    """Parameters that pick the keys of sparse attention (DeepSeek-V3.2): its own queries, keys, norm and head weights.
+def _indexers(get: Reader, hidden: int, layers: int) -> list[int]:
+    """Parameters of each layer that pick the keys of sparse attention (DeepSeek-V3.2): queries, keys, norm, weights.
 
-    Counted, not costed: attention is priced as if it read every key.
+    Of GLM-5's layers some share what an earlier one picked. Counted, not costed: attention is priced as if it read
+    every key.
     """
     heads, dim, latent = (get.integer(key) for key in ("index_n_heads", "index_head_dim", "q_lora_rank"))
-    return heads * dim * latent + dim * hidden + 2 * dim + heads * hidden
+    own = heads * dim * latent + dim * hidden + 2 * dim + heads * hidden
+    kinds = get.words("indexer_types", ("full", "shared"), layers)
+    return [own if kind == "full" else 0 for kind in kinds or ["full"] * layers]
 
 
 def _windows(get: Reader, family: Family, layers: int) -> list[int | None]:

@@ -13,9 +13,12 @@ from ..layers import Block, blocks_of
 from ..model import Model
 
 MAX_INTEGER = 2**31
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "conf_num_hidden_layers")
+PIXELS = ("patch_size", "temporal_patch_size", "num_channels", "in_channels", "in_chans", "spatial_merge_size")
 LIMIT = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers"), 4096),
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model"), 2**20),
+    **dict.fromkeys((*LAYERS, "num_global_layers", *PIXELS), 4096),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embed_dim", "image_size"), 2**20),
+    **dict.fromkeys(("head_dim", "global_head_dim", "num_attention_heads", "num_heads"), 2**20),
     "vocab_size": 2**26,
     **dict.fromkeys(
         ("num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts", "moe_num_experts"), 65536
@@ -70,8 +73,9 @@ class Reader(NamedTuple):
         return value
 
     def first(self, *keys: str) -> int:
-        """The number under the first of several names a family knows it by."""
-        return self.integer(next((key for key in keys if key in self.config), keys[0]))
+        """The number under the first of several names a family knows it by: of those stated, else of those assumed."""
+        known = [key for place in (self.config, self.defaults) for key in keys if key in place]
+        return self.integer(known[0] if known else keys[0])
 
     def count(self, key: str) -> int:
         """A whole number that may be 0 (or null, which means 0)."""
@@ -85,6 +89,13 @@ class Reader(NamedTuple):
             raise InputError("must be true or false", file=self.file, key=key, value=value)
         return value
 
+    def fraction(self, key: str, default: float) -> float:
+        """A number above 0 and not above 1."""
+        value = self.config.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise InputError("must lie above 0 and not above 1", file=self.file, key=key, value=value)
+        return float(value)
+
     def words(self, key: str, known: Sequence[str], length: int | None = None) -> list[str] | None:
         """A list of known words, `length` of them, or None where the config does not state it."""
         value = self.config.get(key, self.defaults.get(key))
@@ -96,9 +107,27 @@ class Reader(NamedTuple):
             raise InputError(f"must name {' or '.join(known)}{many}", file=self.file, key=key, value=value)
         return list(value)
 
+    def integers(self, key: str, length: int) -> list[int]:
+        """A whole number for each layer: a list, or one for all of them."""
+        value = self._raw(key)
+        if not isinstance(value, list):
+            return [self.integer(key)] * length
+        if len(value) != length:
+            raise InputError(f"must be one or {length} whole numbers", file=self.file, key=key, value=value)
+        return [self._replace(config={key: one}).integer(key) for one in value]
+
+    def choices(self, key: str, length: int) -> list[bool] | None:
+        """A list of 0 and 1, one for each layer, or None where the config does not state it."""
+        value = self.config.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != length or any(v not in (0, 1) for v in value):
+            raise InputError(f"must be 0 or 1 for each of {length} layers", file=self.file, key=key, value=value)
+        return [bool(v) for v in value]
+
     def layer_list(self, key: str, layers: int) -> list[int]:
         """A list of layer numbers."""
-        value = self.config.get(key)
+        value = self.config.get(key, self.defaults.get(key))
         value = [] if value is None else value
         ok = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
         if not ok or any(not 0 <= v < layers for v in value):
@@ -127,8 +156,10 @@ class Reader(NamedTuple):
         return kv_heads
 
     def top_k(self, key: str, experts: int) -> int:
-        """Experts a token passes, of which there cannot be more than there are."""
-        top_k = self.integer(key)
+        """Experts a token passes, of which there cannot be more than there are; a list says the same of all layers."""
+        stated = self._raw(key)
+        one = isinstance(stated, list) and len(stated) > 0 and all(v == stated[0] for v in stated)
+        top_k = self._replace(config={**self.config, key: stated[0]}).integer(key) if one else self.integer(key)
         if top_k > experts:
             raise InputError(f"more than the {experts} experts there are", file=self.file, key=key, value=top_k)
         return top_k

@@ -115,7 +115,7 @@ def nemotron_h(get: Reader) -> Model:
         max_position_embeddings=4096, head_dim=128, num_key_value_heads=8, ssm_state_size=128, mamba_num_heads=128,
         mamba_head_dim=64, n_groups=8, conv_kernel=4, use_conv_bias=True, mamba_proj_bias=False, mlp_bias=False,
         attention_bias=False, tie_word_embeddings=False, n_shared_experts=1, num_experts_per_tok=2,
-        moe_shared_expert_intermediate_size=None,
+        moe_shared_expert_intermediate_size=None, moe_latent_size=None,
     )  # fmt: skip
     hidden, heads = get.integer("hidden_size"), get.integer("num_attention_heads")
     bias = get.flag("attention_bias")
@@ -147,7 +147,9 @@ def nemotron_h(get: Reader) -> Model:
 def _squared_relu_experts(get: Reader) -> Experts:
     experts, width = get.integer("n_routed_experts"), get.integer("moe_intermediate_size")
     shared = (get.optional("moe_shared_expert_intermediate_size") or width) * get.count("n_shared_experts")
-    return Experts(experts, get.top_k("num_experts_per_tok", experts), width, shared=shared, gated=False)
+    latent = get.optional("moe_latent_size") or 0
+    top_k = get.top_k("num_experts_per_tok", experts)
+    return Experts(experts, top_k, width, shared=shared, gated=False, latent=latent)
 
 
 def granite_hybrid(get: Reader) -> Model:
