@@ -81,6 +81,7 @@ def fits(
     wishes, load, engine = asked.wishes(), asked.load(), asked.profile()
     if model is None:
         fleet, notes = asked.fleet()
+        engine = asked.profile(fleet.device)
         calibrations = api.load_calibrations(fleet, asked.calibration, engine.name)
         from .simulator.workload import zoo
 

@@ -15,7 +15,7 @@ from .units import parse_bytes, parse_count, parse_rate
 if TYPE_CHECKING:
     from .api import Load
     from .calibrate.transfer import Calibrations
-    from .hwspecs.device import Fleet
+    from .hwspecs.device import Device, Fleet
     from .simulator.planner.fit import Wishes
     from .simulator.scenario import Engine, Extras, Scenario
 
@@ -104,13 +104,13 @@ class Asked:
     vram: Annotated[str | None, option("Memory of an unnamed card, such as 24GB.", "SIZE")] = None
     bandwidth: Annotated[str | None, option("Memory bandwidth of an unnamed card, such as 1TB/s.", "RATE")] = None
     engine: Annotated[
-        str,
+        str | None,
         option(
             "Whose batching, kernels and memory: vllm, sglang, trtllm, llama.cpp, ktransformers, flexgen; vllm-0.12.0: "
-            "`serve` adds its overhead.",
+            "`serve` adds its overhead. Default: vllm, but llama.cpp for GGUF and on Apple, Radeon, Arc and CPUs.",
             "NAME",
         ),
-    ] = "vllm"
+    ] = None
     memory_utilization: Annotated[
         float | None, option("Share of a device an engine may claim; default: the engine's own, 0.9 for most.", "SHARE")
     ] = None
@@ -170,11 +170,13 @@ class Asked:
             None if self.draft is None else api.load_model(self.draft),
         )
 
-    def profile(self) -> "Engine":
-        """The profile of the serving engine with the asker's own knobs."""
+    def profile(self, device: "Device | None" = None, is_gguf: bool = False) -> "Engine":
+        """The profile of the serving engine (the usual one where none is named) with the asker's own knobs."""
         from .simulator import engines
 
-        known, own = engines.engine(self.engine), self.max_batched_tokens
+        usual = "vllm" if device is None else engines.usual(device, is_gguf)
+        name = usual if self.engine is None else self.engine
+        known, own = engines.engine(name), self.max_batched_tokens
         tokens = known.max_batched_tokens if own is None else parse_count(own, "--max-batched-tokens")
         share = known.memory_utilization if self.memory_utilization is None else self.memory_utilization
         graphs = known.graphs and self.graphs
@@ -184,10 +186,11 @@ class Asked:
         """The whole question, everything checked before anything is computed."""
         from . import api
 
-        engine = self.profile()
+        self.profile()  # an unknown engine is refused before anything is read
         wishes, load = self.wishes(), self.load()
         loaded = api.load_model(model)
         fleet, notes = self.fleet()
+        engine = self.profile(fleet.device, loaded.origin.endswith(".gguf"))
         calibrations = api.load_calibrations(fleet, self.calibration, engine.name)
         scenario = api.make_scenario(loaded, fleet, engine=engine, **load._asdict()).but(extras=self.extras())
         return scenario, wishes, calibrations, notes

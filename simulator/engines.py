@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ..errors import UnknownNameError
+from ..hwspecs.device import Device
 from .scenario import (
     EXPERTS_HOST,
     KV_HOST,
@@ -77,6 +78,15 @@ STEP_OVERHEADS_S: Mapping[str, float] = MappingProxyType(
         "trtllm-1.0.0rc3": 0.62e-3,  # 479 rows: 6.9 to 6.2 %
     }
 )
+
+
+def usual(device: Device, is_gguf: bool = False) -> str:
+    """The engine people run on a device, or with files only one engine reads, where none is named."""
+    server = device.vendor in ("nvidia", "unknown", "google", "habana") or device.architecture_class in (
+        "mfma",
+        "systolic",
+    )
+    return "llama.cpp" if is_gguf or not server else "vllm"
 
 
 def engine(name: str) -> Engine:
