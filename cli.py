@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import DATA_DATE, __version__
+from . import DATA_DATE, __version__, files
 from .calibrate import commands
 from .errors import ExitCode, InputError, RoofplanError, SurroundingsError
 from .options import Asked, Json, Model, Plot, asking, examples, gpu_names, group, model_names, option
@@ -278,6 +278,7 @@ def _check_plot(plot: Path | None) -> None:
         from .simulator.report import plots
 
         plots.check_path(plot)
+        files.check({"--plot": plot})
 
 
 def _plain(answer: "Answer | CatalogueAnswer", json: bool, notes: tuple[str, ...] = ()) -> None:

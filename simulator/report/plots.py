@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import InputError, SurroundingsError
+from ...files import replacing
 from .. import answers as a
 
 if TYPE_CHECKING:
@@ -26,13 +27,11 @@ GIB = 2.0**30
 POINTS_PER_E, LABEL_POINTS = 38.0, 11.0  # points on paper of a factor of e in speed, and of a line of text
 
 
-def check_path(path: Path) -> Path:
-    """The path of a picture that can be written; asked before any work is done."""
+def check_path(path: Path) -> None:
+    """Refuse a picture that could not be drawn, before any work is done."""
     if path.suffix.lstrip(".").lower() not in FORMATS:
         raise InputError(f"must end in one of .{', .'.join(FORMATS)}", key="--plot", value=str(path))
-    if not path.parent.is_dir():
-        raise SurroundingsError("no such folder", file=str(path.parent), key="--plot")
-    return path
+    blank(1, 1)
 
 
 def save(report: a.Report, path: Path) -> None:
@@ -49,13 +48,8 @@ def save(report: a.Report, path: Path) -> None:
 
 def write(figure: Figure, path: Path) -> None:
     """Put a figure at `path` completely or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(temporary, format=path.suffix.lstrip(".").lower(), dpi=150)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SurroundingsError(f"cannot be written: {error.strerror}", file=str(path), key="--plot") from None
+    with replacing(path, "--plot") as file:
+        figure.savefig(file, format=path.suffix.lstrip(".").lower(), dpi=150)
 
 
 def blank(width: float, height: float) -> Figure:
