@@ -49,7 +49,10 @@ def write_text(path: Path, text: str, key: str | None = None) -> None:
 
 def check(wanted: Paths, read: Paths | None = None) -> None:
     """Refuse now what could not be written later, and what would overwrite a file that is read or written as well."""
-    taken = {os.path.realpath(path): key for key, path in (read or {}).items() if path is not None}
+    taken = {}
+    for key, path in (read or {}).items():
+        if path is not None and os.path.exists(path):  # noqa: PTH110 - Path.exists raises on a name too long
+            taken[os.path.realpath(path)] = key
     for key, path in wanted.items():
         if path is None:
             continue
