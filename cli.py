@@ -217,6 +217,10 @@ def sweep_(
         engine=asked.profile(),
         calibration=asked.calibration,
     )
+    if plot is not None:
+        from .simulator.report import sweep_plots
+
+        sweep_plots.check(len(question.fleets), len(question.numerics))
     if json and question.points > sweeps.MAX_JSON_POINTS:
         problem = f"{question.points:,} points; one object holds at most {sweeps.MAX_JSON_POINTS:,}"
         raise InputError(problem, key="--json", remedy="write them with --csv or --parquet")

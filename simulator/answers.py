@@ -4,7 +4,7 @@ from these types; renaming a field here is a new schema version.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .catalogue import CatalogueAnswer
 
     Numbers = npt.NDArray[np.float64]
-    Counts = npt.NDArray[np.int64] | npt.NDArray[np.int16]
+    Counts = npt.NDArray[np.integer[Any]]
 
 SCHEMA_NAME = "roofplan"
 SCHEMA_VERSION = 1

@@ -18,7 +18,7 @@ from ..scenario import Scenario, Sharding
 from ..sweep import Sweep
 from .account import evidence_of
 
-Values = npt.NDArray[np.int64] | Array
+Values = npt.NDArray[np.integer[Any]] | Array
 
 VERDICTS = tuple(verdict.label for verdict in Verdict)
 BINDS = (*CAUSES, "memory")

@@ -25,9 +25,8 @@ def render(out: Console, answer: a.SweepAnswer) -> None:
     shape = len(answer.series), len(batches), len(contexts)
     verdict = columns.verdict.codes.reshape(shape)
     fits = f"{np.count_nonzero(verdict != NO):,} of {answer.points:,} points fit"
-    words = ("series of a device and formats", "user counts", "contexts")
-    grid = " x ".join(f"{n:,} {what}" for n, what in zip(shape, words, strict=True))
-    out.print(f"{answer.model}: {fits}  ({grid}; {answer.engine})\n")
+    grid = f"series: {shape[0]:,}, batches: {shape[1]:,}, contexts: {shape[2]:,}"
+    out.print(f"{answer.model} with {answer.engine}: {fits}  ({grid})\n")
 
     shown = _spread(len(contexts))
     users = [
@@ -35,7 +34,7 @@ def render(out: Console, answer: a.SweepAnswer) -> None:
         for i, series in enumerate(answer.series)
     ]
     headers = [f"{contexts[j]:,}" for j in shown]
-    out.print(f"most users that surely fit, of the {len(batches):,} from {batches[0]:,} to {batches[-1]:,}, by context")
+    out.print("most users, of those asked about, that surely fit, by context")
     out.print(text.table(["on", "weights", "KV", "layout", *headers], users, left=4))
 
     points = corners(batches, contexts)
