@@ -126,14 +126,16 @@ def _draw(axes: Any, contexts: Values, lines: Sequence[_Line], of_all: bool) -> 
 
 
 def _context_ticks(axis: Any, contexts: Values) -> None:
-    """Contexts of the sweep as labels: 1k is 1024."""
+    """Contexts of the sweep as labels (1k is 1024), powers of two of many, so far apart that none touches another."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    if len(contexts) > 2 * MOST_TICKS:
-        powers = 2.0 ** np.arange(np.ceil(np.log2(contexts[0])), np.floor(np.log2(contexts[-1])) + 1)
-        contexts = powers if len(powers) else contexts
-    every = -(-len(contexts) // MOST_TICKS)
-    axis.set_major_locator(FixedLocator(contexts[::-every][::-1]))
+    powers = 2.0 ** np.arange(np.ceil(np.log2(contexts[0])), np.floor(np.log2(contexts[-1])) + 1)
+    gap = (MARGIN**2 * contexts[-1] / contexts[0]) ** (1 / MOST_TICKS)
+    ticks: list[float] = []
+    for value in (powers if len(contexts) > 2 * MOST_TICKS and len(powers) > 1 else contexts)[::-1]:
+        if not ticks or ticks[-1] / value >= gap:
+            ticks.append(float(value))
+    axis.set_major_locator(FixedLocator(ticks[::-1]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: _tokens(value)))
 
@@ -154,7 +156,7 @@ def _legend(figure: Figure, formats: Sequence[tuple[str, str]], users: Sequence[
         Line2D([], [], color="black", ls=style, label=f"{count:,} user{'s' * (count > 1)}")
         for count, style in zip(users, STYLES, strict=False)
     ]
-    black = {"color": "black", "ls": ""}
+    black: dict[str, Any] = {"color": "black", "ls": ""}
     handles += [
         Patch(color="black", alpha=0.13, lw=0, label=f"80 % interval, {users[0]:,} user{'s' * (users[0] > 1)}"),
         Line2D([], [], marker="o", mfc="white", label="tight", **black),
