@@ -22,18 +22,22 @@ if TYPE_CHECKING:
         make_scenario,
     )
     from roofplan.errors import RoofplanError
+    from roofplan.sweeps import ask_sweep, make_sweep, sweep
 
 _PUBLIC = {
     "ask_fit": "roofplan.api",
     "ask_ledger": "roofplan.api",
     "ask_serve": "roofplan.api",
+    "ask_sweep": "roofplan.sweeps",
     "ask_validation": "roofplan.api",
     "explain_step": "roofplan.api",
     "load_calibrations": "roofplan.api",
     "load_fleet": "roofplan.api",
     "load_model": "roofplan.api",
     "make_scenario": "roofplan.api",
+    "make_sweep": "roofplan.sweeps",
     "RoofplanError": "roofplan.errors",
+    "sweep": "roofplan.sweeps",
 }
 __all__ = [
     "DATA_DATE",
@@ -42,12 +46,15 @@ __all__ = [
     "ask_fit",
     "ask_ledger",
     "ask_serve",
+    "ask_sweep",
     "ask_validation",
     "explain_step",
     "load_calibrations",
     "load_fleet",
     "load_model",
     "make_scenario",
+    "make_sweep",
+    "sweep",
 ]
 
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import DATA_DATE, __version__
+from . import DATA_DATE, __version__, files
 from .calibrate import commands as measurements
 from .errors import ExitCode, InputError, RoofplanError, SurroundingsError
 from .hwspecs import commands as hardware
-from .options import Asked, Json, Model, Plot, asking, examples, group, model_names, option
+from .options import Asked, Json, Model, Plot, asking, examples, gpu_names, group, model_names, option
 from .units import parse_count
 
 if TYPE_CHECKING:
@@ -156,6 +156,83 @@ def serve(
     _answer(api.ask_serve(scenario, calibrations, wishes, alike=alike), json, notes)
 
 
+@app.command(
+    "sweep",
+    epilog=examples(
+        "sweep llama-3.1-8b --gpu h200,l40s --weights bf16,fp8,int4",
+        "sweep llama-3.1-70b --gpu 2xh100-sxm,4xh100-sxm --batch 1:64 --context 4k:64k:4k --csv sweep.csv",
+        "sweep qwen3-30b-a3b --gpu rtx-4090 --kv bf16,fp8 --plot sweep.png",
+    ),
+)
+@functools.partial(asking, without=("gpu", "batch", "context", "weights", "kv"))
+def sweep_(
+    model: Model,
+    *,
+    asked: Asked,
+    gpu: Annotated[
+        str | None,
+        option("Such as h200,2xh100-sxm; default: this machine.", "NAMES", autocompletion=gpu_names),
+    ] = None,
+    batch: Annotated[
+        str, option("Users at once: 1:256 doubles, 8:64:8 has steps, 1,8,32 is a list.", "RANGE")
+    ] = "1:256",
+    context: Annotated[
+        str | None, option("Tokens of each user, as --batch; default 1k:128k, less where the model ends.", "RANGE")
+    ] = None,
+    weights: Annotated[str | None, option("Weight formats; default: those `fits` offers.", "FORMATS")] = None,
+    kv: Annotated[str | None, option("KV cache formats; default: 16 bits.", "FORMATS")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write every point as CSV.", metavar="FILE")] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option("--parquet", help="Write every point as Parquet (extra `frames`).", metavar="FILE"),
+    ] = None,
+    plot: Plot = None,
+    json: Json = False,
+) -> None:
+    """Every combination of devices, formats, users and contexts: what fits and how fast, in one evaluation.
+
+    Prints how many users fit and the speed at a few points; every point goes to --csv, --parquet or --json. Each is in
+    the layout `fits` would choose for it, unless --tp, --pp or --ep pin it.
+    """
+    from . import api, sweeps
+    from .simulator.report import sweep_files
+    from .simulator.report.progress import Bars
+
+    _check_plot(plot)
+    if parquet is not None:
+        sweep_files.need("pyarrow")
+    files.check({"--csv": csv, "--parquet": parquet, "--plot": plot}, {"MODEL": Path(model)})
+    loaded = api.load_model(model)
+    named = [None] if gpu is None else sweeps.names(gpu, "--gpu")
+    found = [dataclasses.replace(asked, gpu=name).fleet() for name in named]
+    question = sweeps.make_sweep(
+        loaded,
+        [fleet for fleet, _ in found],
+        batch=batch,
+        context=context,
+        prompt=asked.load().prompt,
+        weights=sweeps.weight_formats(weights),
+        kv=sweeps.kv_formats(kv),
+        wishes=asked.wishes(),
+        engine=asked.profile(),
+        calibration=asked.calibration,
+    )
+    if plot is not None:
+        from .simulator.report import sweep_plots
+
+        sweep_plots.check(len(question.fleets), len(question.numerics))
+    if json and question.points > sweeps.MAX_JSON_POINTS:
+        problem = f"{question.points:,} points; one object holds at most {sweeps.MAX_JSON_POINTS:,}"
+        raise InputError(problem, key="--json", remedy="write them with --csv or --parquet")
+    with Bars() as bars:
+        report = sweeps.ask_sweep(question, bars.bar("points", question.points))
+        if csv is not None:
+            sweep_files.write_csv(report, csv, bars.bar("rows", question.points))
+        if parquet is not None:
+            sweep_files.write_parquet(report, parquet, bars.bar("rows", question.points))
+    _answer(report, json, tuple(dict.fromkeys(note for _, notes in found for note in notes)), plot)
+
+
 @models.command("list")
 def models_list(json: Json = False) -> None:
     """Every bundled model with its size."""
@@ -212,6 +289,7 @@ def _check_plot(plot: Path | None) -> None:
         from .simulator.report import plots
 
         plots.check_path(plot)
+        files.check({"--plot": plot})
 
 
 def _plain(answer: "Answer | CatalogueAnswer", json: bool, notes: tuple[str, ...] = ()) -> None:

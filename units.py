@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from .errors import InputError
 
@@ -67,6 +68,28 @@ def parse_count(text: str, key: str) -> int:
     if not 1 <= value <= MAX_TOKENS:
         raise InputError("must lie between 1 and 2**40", key=key, value=text)
     return int(value)
+
+
+def parse_counts(text: str, key: str) -> list[Sequence[int]]:
+    """Whole numbers from a comma list of `8`, `1:256` (doubling from 1 up to 256) and `1k:8k:1k` (in steps of 1k).
+
+    Each part is a sequence of its own, and steps are not written out: a reader can count before making them.
+    """
+    return [_part(part, text, key) for part in text.split(",")]
+
+
+def _part(part: str, text: str, key: str) -> Sequence[int]:
+    words = part.split(":")
+    if len(words) > 3 or not all(map(str.strip, words)):
+        remedy = "write 8, a list 1,4,16, a doubling range 1:256 or one with a step 1k:8k:1k"
+        raise InputError("not a number or range", key=key, value=text, remedy=remedy)
+    first, last, *step = (parse_count(word, key) for word in (words if len(words) > 1 else words * 2))
+    if last < first:
+        swapped = ":".join((words[1], words[0], *words[2:]))
+        raise InputError("a range that ends before it begins", key=key, value=text, remedy=f"write {swapped}")
+    if step:
+        return range(first, last + 1, step[0])
+    return [first << i for i in range((last // first).bit_length())]
 
 
 def _scaled(value: float, suffixes: tuple[str, ...]) -> str:

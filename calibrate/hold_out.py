@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from .. import __version__
 from ..dtypes import DType
+from ..files import write_text
 from ..simulator.calibration import Denominators, Errors
 from . import silicon
 from .bundle import HOST_BOUND, host_bound_floor, try_series
-from .store import write_atomically
 
 LOG = Path(__file__).parent / "hold_out.csv"
 
@@ -88,7 +88,7 @@ def log(found: list[Look]) -> None:
         key = [s.device, str(s.kernel), s.engine, s.version, s.source]
         figures = [e.n, *(f"{v:.1f}" for v in e[1:])]
         writer.writerow([datetime.date.today().isoformat(), __version__, *key, *figures, look.note])
-    write_atomically(LOG, text + out.getvalue())
+    write_text(LOG, text + out.getvalue())
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from ..dtypes import DType
 from ..errors import InputError
+from ..files import write_text
 from ..simulator.estimate import Array
 from ..simulator.operators import Kernel, KernelName, Table
 from ..simulator.workload.routing import BALANCED
@@ -43,7 +44,6 @@ from .columns import (
     shape_columns,
     table_class,
 )
-from .store import write_atomically
 
 SECONDS: Mapping[str, float] = MappingProxyType({"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9})
 TOKENS, TOKENS_PER_S = "tokens", "tokens/s"
@@ -301,7 +301,7 @@ def write(path: Path, records: Sequence[Record]) -> None:
         raise InputError(
             "records that would read back differently", file=str(path), remedy="texts without outer blanks"
         )
-    write_atomically(path, text)
+    write_text(path, text)
 
 
 def tables(records: Sequence[Record]) -> list[Measurements]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -15,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..dtypes import DType
-from ..errors import InputError, SurroundingsError
+from ..errors import InputError
+from ..files import write_text
 from ..simulator.calibration import (
     Basis,
     Calibration,
@@ -144,20 +144,7 @@ def write(path: Path, device: str, calibrations: Iterable[Calibration]) -> None:
         "architecture_class": entries[0].architecture_class,
         "calibrations": [_to_json(c) for c in entries],
     }
-    write_atomically(path, _pretty(content))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Put `text` at `path` completely or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise SurroundingsError(f"cannot be written: {error.strerror}", file=str(path)) from None
+    write_text(path, _pretty(content))
 
 
 def _pretty(content: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError, SurroundingsError
+from ..errors import InputError
+from ..files import Paths, check, write_text
 
 if TYPE_CHECKING:
     from ..simulator.catalogue import FigureReport
@@ -115,7 +116,11 @@ def register(app: typer.Typer, examples: Callable[..., str], show: Callable[...,
             show(_published(source), json)
             return
         evidence = validation.Evidence(source or From.anchors) if records is None else validation.Evidence.RECORDS
-        _writable(files, records)
+        if plot is not None:
+            from ..simulator.report import plots
+
+            plots.check_path(plot)
+        check(files, {"--records": records})
         request = validation.Request(evidence, wanted, limits, regimes, records, calibration)
         with_progress = Progress()
         found = validation.validate(request, with_progress)
@@ -158,48 +163,15 @@ class Progress:
             typer.echo("\r\033[K", err=True, nl=False)
 
 
-Files = dict[str, Path | None]
-
-
-def _writable(files: Files, records: Path | None) -> None:
-    """Refuse now what could not be written later: the work takes minutes."""
-    taken = {} if records is None else {records.resolve(): "--records"}
-    for key, path in files.items():
-        if path is None:
-            continue
-        if key == "--plot":
-            from ..simulator.report import plots
-
-            plots.check_path(path)
-            plots.blank(1, 1)
-        if (other := taken.setdefault(path.resolve(), key)) != key:
-            raise InputError(f"would overwrite what {other} names", key=key, value=str(path))
-        if path.is_dir() or not path.parent.is_dir():
-            problem = "is a folder" if path.is_dir() else "no such folder"
-            raise SurroundingsError(problem, file=str(path if path.is_dir() else path.parent), key=key)
-        _try_to_write(path.parent, key)
-
-
-def _try_to_write(folder: Path, key: str) -> None:
-    import tempfile
-
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SurroundingsError(f"cannot be written to: {error.strerror}", file=str(folder), key=key) from None
-
-
-def _write(found: "Found", files: Files) -> None:
+def _write(found: "Found", files: Paths) -> None:
     """Put every file that was asked for in its place, each completely or not at all."""
     from ..simulator.report import validation_text
-    from .store import write_atomically
 
     junit, markdown, plot = files.values()
     if junit is not None:
-        write_atomically(junit, validation_text.junit(found.answer))
+        write_text(junit, validation_text.junit(found.answer), "--junit")
     if markdown is not None:
-        write_atomically(markdown, validation_text.markdown(found.answer, found.notes))
+        write_text(markdown, validation_text.markdown(found.answer, found.notes), "--markdown")
     if plot is not None:
         from ..simulator.report import plots, validation_plots
 

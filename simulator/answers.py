@@ -4,10 +4,16 @@ from these types; renaming a field here is a new schema version.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from .catalogue import CatalogueAnswer
+
+    Numbers = npt.NDArray[np.float64]
+    Counts = npt.NDArray[np.integer[Any]]
 
 SCHEMA_NAME = "roofplan"
 SCHEMA_VERSION = 1
@@ -277,6 +283,79 @@ class ServeAnswer(NamedTuple):
     next_step: str
 
 
+class Words(NamedTuple):
+    """A column of words: the place of each in `names`. A list of words in JSON."""
+
+    names: tuple[str, ...]
+    codes: npt.NDArray[np.int8]
+
+
+class SweepColumns(NamedTuple):
+    """One entry a point: series by series, in each every batch in turn with all its contexts.
+
+    `verdict` is `surely`, `tight` or `no`; `binds` what most of a decode step goes to (`memory` where it does not fit),
+    `evidence` the weakest tier that holds more than 5 % of it. Bytes are of the fullest device, lowest to highest
+    figure; intervals of times and rates are 80 %. Speeds and evidence are null (`""`) where the verdict is `no`.
+    """
+
+    device: Words
+    device_count: Counts
+    weights: Words
+    kv: Words
+    tp: Counts
+    pp: Counts
+    ep: Counts
+    batch: Counts
+    context_tokens: Counts
+    prompt_tokens: Counts
+    verdict: Words
+    binds: Words
+    evidence: Words
+    needed_bytes: Numbers
+    needed_low_bytes: Numbers
+    needed_high_bytes: Numbers
+    decode_s: Numbers
+    decode_low_s: Numbers
+    decode_high_s: Numbers
+    tokens_per_s_user: Numbers
+    tokens_per_s_user_low: Numbers
+    tokens_per_s_user_high: Numbers
+    tokens_per_s_total: Numbers
+    tokens_per_s_total_low: Numbers
+    tokens_per_s_total_high: Numbers
+    prefill_s: Numbers
+    prefill_low_s: Numbers
+    prefill_high_s: Numbers
+
+
+class SweepSeries(NamedTuple):
+    """A device with a weight and a KV format; its memory, and the evidence of the points the printed table shows."""
+
+    device: str
+    device_count: int
+    weights: str
+    bits_per_weight: float
+    kv: str
+    capacity_bytes: float
+    budget_bytes: float
+    evidence: Evidence | None
+
+
+class SweepAnswer(NamedTuple):
+    """Every combination of series, batch and context, each in the layout `fits` would choose for it unless pinned."""
+
+    model: str
+    model_origin: str
+    engine: str
+    memory_utilization: float
+    max_batched_tokens: int
+    routing: str
+    pinned: tuple[str, ...]
+    points: int
+    series: tuple[SweepSeries, ...]
+    columns: SweepColumns
+
+
 class SchemaId(NamedTuple):
     """Name and version of the contract."""
 
@@ -284,7 +363,7 @@ class SchemaId(NamedTuple):
     version: int
 
 
-Answer = FitAnswer | FitList | MemoryAnswer | ExplainAnswer | ServeAnswer
+Answer = FitAnswer | FitList | MemoryAnswer | ExplainAnswer | ServeAnswer | SweepAnswer
 
 
 class Report(NamedTuple):

@@ -205,10 +205,17 @@ class Estimate:
         shares = {tier: float(np.sum(self.evidence_s[tier])) / total for tier in Tier}
         return {tier: share for tier, share in shares.items() if share > 1e-9}
 
+    def weakest_tiers(self) -> npt.NDArray[np.int8]:
+        """At each grid point the weakest tier that holds more than 5 % of the time."""
+        result = np.zeros(np.shape(self.time_s), np.int8)
+        whole = np.maximum(self.time_s, 1e-300)
+        for tier in Tier:
+            np.putmask(result, np.broadcast_to(self.evidence_s[tier] / whole > WEAKEST_SHARE, result.shape), tier)
+        return result
+
     def weakest_tier(self) -> Tier:
-        """The weakest tier that holds more than 5 % of the time."""
-        holding = [tier for tier, share in self.evidence().items() if share > WEAKEST_SHARE]
-        return max(holding, default=Tier.MEASURED)
+        """The weakest tier of a scalar estimate that holds more than 5 % of the time."""
+        return Tier(int(self.weakest_tiers().item()))
 
 
 def nothing() -> Estimate:

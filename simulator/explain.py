@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .answers import Quantity, Share
 from .calibration import CalibrationSet, Resolved
 from .costs import work
-from .estimate import NO_TIME, Bound, Estimate
+from .estimate import NO_TIME, Array, Bound, Estimate
 from .operators import Attention, Collective, Copy, Elementwise, Experts, Gemm, LatentAttention, Table
 from .schedule import Priced
 
@@ -103,6 +104,22 @@ def shares(operators: Sequence[Priced]) -> tuple[Share, ...]:
     return tuple(Share(name, seconds / whole) for name, seconds in ordered if seconds > 0)
 
 
+def largest_cause(operators: Sequence[Priced]) -> npt.NDArray[np.int8]:
+    """What most of a step's time goes to at each grid point, as its place in `CAUSES`: the first of `shares`."""
+    causes: dict[str, Array] = {}
+    for table, times in operators:
+        repetitions = table.count.sum(axis=1)
+        for bound, term in zip(Bound, times.terms.stack(), strict=True):
+            if term is not NO_TIME:
+                name = cause(table, bound)
+                causes[name] = causes.get(name, NO_TIME) + np.tensordot(repetitions, term, axes=1)
+    most, result = NO_TIME, np.zeros((), np.int8)
+    for name, seconds in causes.items():
+        result = np.where(seconds > most, np.int8(CAUSES.index(name)), result)
+        most = np.maximum(most, seconds)
+    return result
+
+
 _BOUND_NAME = {
     "weight traffic": "memory-bound",
     "KV cache traffic": "memory-bound",
@@ -114,6 +131,8 @@ _BOUND_NAME = {
     "kernel launches": "launch-bound",
     "latency inside kernels": "latency-bound",
 }
+CAUSES = tuple(_BOUND_NAME)
+"""Every word of `cause`."""
 
 
 def sentence(phase: str, parts: tuple[Share, ...]) -> str:

@@ -140,6 +140,14 @@ class Choice(NamedTuple):
     decoded: Decoded
 
 
+def layouts_of(scenario: Scenario, wishes: Wishes) -> tuple[Sharding, ...]:
+    """The layouts that the asker's pins leave, at least one."""
+    found = layouts(scenario.model, scenario.fleet.count, wishes.tp, wishes.pp, wishes.ep)
+    if not found:
+        raise NoLayoutError(*_why_no_layout(scenario, wishes.tp or 1, wishes.pp or 1, wishes.ep or 1))
+    return found
+
+
 def candidates(
     scenario: Scenario, numerics: Numerics, wishes: Wishes, activations: Activations | None = None
 ) -> list[Candidate]:
@@ -149,11 +157,8 @@ def candidates(
     stages run the same operators and hand over besides.
     """
     activations = {} if activations is None else activations
-    found = layouts(scenario.model, scenario.fleet.count, wishes.tp, wishes.pp, wishes.ep)
-    if not found:
-        raise NoLayoutError(*_why_no_layout(scenario, wishes.tp or 1, wishes.pp or 1, wishes.ep or 1))
     result, settled = [], set[int]()
-    for sharding in found:
+    for sharding in layouts_of(scenario, wishes):
         if sharding.tp in settled:
             continue
         option = scenario.but(numerics=numerics, sharding=sharding)

@@ -24,6 +24,8 @@ from ..answers import (
     Report,
     SchemaId,
     ServeAnswer,
+    SweepAnswer,
+    Words,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +56,9 @@ def is_no(answer: Answer | CatalogueAnswer) -> bool:
             return answer.verdict == "no"
         case FitList():
             return all(row.verdict == "no" for row in answer.rows)
+        case SweepAnswer():
+            verdict = answer.columns.verdict
+            return not bool((verdict.codes != verdict.names.index("no")).any())
         case ExplainAnswer():
             return False
     from ..catalogue import LintReport, Validation
@@ -65,10 +70,14 @@ def is_no(answer: Answer | CatalogueAnswer) -> bool:
 
 def to_data(value: Any) -> Any:
     """Plain JSON data of an answer; numbers that are not finite become null."""
+    if isinstance(value, Words):
+        return [value.names[code] for code in value.codes.tolist()]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return {name: to_data(item) for name, item in zip(value._fields, value, strict=True)}
     if isinstance(value, tuple | list):
         return [to_data(item) for item in value]
+    if hasattr(value, "tolist"):  # a column of numbers
+        return [number if math.isfinite(number) else None for number in value.tolist()]
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, float) and not math.isfinite(value):
@@ -77,8 +86,9 @@ def to_data(value: Any) -> Any:
 
 
 def to_json(value: Report | ErrorReport) -> str:
-    """The JSON text of a report."""
-    return json.dumps(to_data(value), indent=2, allow_nan=False)
+    """The JSON text of a report; columns may be long and are not spread over a line each."""
+    columns = isinstance(value, Report) and isinstance(value.answer, SweepAnswer)
+    return json.dumps(to_data(value), indent=None if columns else 2, allow_nan=False)
 
 
 def error_report(error: RoofplanError) -> ErrorReport:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...errors import InputError, SurroundingsError
+from ...files import replacing
 from .. import answers as a
 
 if TYPE_CHECKING:
@@ -26,13 +28,11 @@ GIB = 2.0**30
 POINTS_PER_E, LABEL_POINTS = 38.0, 11.0  # points on paper of a factor of e in speed, and of a line of text
 
 
-def check_path(path: Path) -> Path:
-    """The path of a picture that can be written; asked before any work is done."""
+def check_path(path: Path) -> None:
+    """Refuse a picture that could not be drawn, before any work is done."""
     if path.suffix.lstrip(".").lower() not in FORMATS:
         raise InputError(f"must end in one of .{', .'.join(FORMATS)}", key="--plot", value=str(path))
-    if not path.parent.is_dir():
-        raise SurroundingsError("no such folder", file=str(path.parent), key="--plot")
-    return path
+    blank(1, 1)
 
 
 def save(report: a.Report, path: Path) -> None:
@@ -42,6 +42,10 @@ def save(report: a.Report, path: Path) -> None:
             figure = roofline(report, report.answer)
         case a.MemoryAnswer():
             figure = memory_map(report, report.answer)
+        case a.SweepAnswer():
+            from . import sweep_plots
+
+            figure = sweep_plots.tokens_against_context(report.answer)
         case _:
             raise InputError("there is no picture of this answer", key="--plot")
     write(figure, path)
@@ -49,13 +53,8 @@ def save(report: a.Report, path: Path) -> None:
 
 def write(figure: Figure, path: Path) -> None:
     """Put a figure at `path` completely or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(temporary, format=path.suffix.lstrip(".").lower(), dpi=150)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SurroundingsError(f"cannot be written: {error.strerror}", file=str(path), key="--plot") from None
+    with replacing(path, "--plot") as file:
+        figure.savefig(file, format=path.suffix.lstrip(".").lower(), dpi=150)
 
 
 def blank(width: float, height: float) -> Figure:
@@ -68,6 +67,29 @@ def blank(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+DIGITS = ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,))  # of labels in each decade, the most that have room
+
+
+def log_ticks(axis: Any, most: int = 7, label: Callable[[float], str] = "{:,g}".format) -> None:
+    """At most `most` round labels on a logarithmic axis, whose limits are final.
+
+    Minor ticks get none: where an axis spans a decade or less, matplotlib's own would cover each other.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    found = (np.outer(decades, digits).ravel() for digits in DIGITS)
+    inside = [ticks[(ticks >= low) & (ticks <= high)] for ticks in found]
+    every = -(-len(inside[-1]) // most) or 1
+    ticks = next((ticks for ticks in inside if len(ticks) <= most), inside[-1][::every])
+    if len(ticks) < 3:
+        ticks = MaxNLocator(most - 2).tick_values(low, high)
+    axis.set_major_locator(FixedLocator(ticks[(ticks >= low) & (ticks <= high)]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Any]:
@@ -109,6 +131,8 @@ def roofline(report: a.Report, answer: a.ExplainAnswer) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="intensity (FLOP per byte of device memory)", ylabel="speed (TFLOP/s)")
     axes.set_title(f"{answer.phase} step of {q.model} on {q.device_count} x {q.device}\n{_subtitle(q)}", fontsize=10)
     axes.grid(True, which="major", alpha=0.3)
+    log_ticks(axes.xaxis)
+    log_ticks(axes.yaxis)
     rest = 1 - sum(r.share for r in rows)
     axes.annotate(f"not shown, no FLOPs: {rest:.0%} of the step", (0.01, 0.97), xycoords="axes fraction", fontsize=8)
     legend = axes.legend(title="area: share of the step", loc="lower right", fontsize=8, title_fontsize=8)

@@ -17,7 +17,8 @@ from .. import answers, catalogue
 from ..answers import SCHEMA_NAME, SCHEMA_VERSION, ErrorReport, Report
 from .contract import SCHEMA_FILE
 
-_NAMES = {**vars(catalogue), **vars(answers)}
+_COLUMNS = {"Words": tuple[str, ...], "Counts": tuple[int, ...], "Numbers": tuple[float | None, ...]}
+_NAMES = {**vars(catalogue), **vars(answers), **_COLUMNS}
 
 
 @functools.cache

@@ -113,6 +113,10 @@ def _render(out: Console, report: a.Report) -> None:
             from . import serve_text
 
             serve_text.render(out, report, report.answer)
+        case a.SweepAnswer():
+            from . import sweep_text
+
+            sweep_text.render(out, report.answer)
         case _:
             from . import catalogue_text
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...calibrate.validate import Points
+from ...units import format_seconds
 from ..estimate import Array
-from .plots import CLASS_COLOUR, blank
+from .plots import CLASS_COLOUR, blank, log_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,8 +72,10 @@ def _agreement(axes: Any, points: Sequence[Points]) -> None:
     axes.plot(line, line, color="black", lw=1)
     for name, group in _groups(points).items():
         _dots(axes, name, [(p.measured_s, p.predicted_s) for p in group])
-    axes.set(xscale="log", yscale="log", xlim=line, ylim=line, xlabel="measured (s)", ylabel="predicted (s)")
-    axes.set_title(f"{len(points)} kernels, {len(every) // 2:,} rows", fontsize=10)
+    axes.set(xscale="log", yscale="log", xlim=line, ylim=line, xlabel="measured", ylabel="predicted")
+    for axis in (axes.xaxis, axes.yaxis):
+        log_ticks(axis, label=format_seconds)
+    axes.set_title(f"{len(points)} kernel{'s' * (len(points) > 1)}, {len(every) // 2:,} rows", fontsize=10)
     axes.grid(True, which="major", alpha=0.3)
     _legend(axes, "upper left")
 
@@ -116,6 +119,8 @@ def _roofline(axes: Any, points: Sequence[Points]) -> None:
         axes.plot(x, np.minimum(peak, x * bandwidth) / 1e12, color="black", lw=1.5)
         axes.annotate(f"{peak / 1e12:,.0f} TFLOP/s", (x[-1], peak / 1e12), ha="right", va="bottom", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="intensity (FLOP per byte of device memory)", ylabel="measured TFLOP/s")
+    log_ticks(axes.xaxis)
+    log_ticks(axes.yaxis)
     axes.set_title(f"{points[0].device}: measured speed under the datasheet's roof", fontsize=10)
     axes.grid(True, which="major", alpha=0.3)
     _legend(axes, "lower right")
