@@ -117,10 +117,10 @@ def _quoted(words: str) -> str:
 
 def save(path: Path, content: str, *, force: bool = False) -> None:
     """Write the file completely or not at all; one that is there stays unless `force`."""
-    from ..calibrate.store import write_atomically
+    from ..files import write_text
 
     if path.exists() and not force:
         raise InputError("exists already", file=str(path), remedy="--force replaces it, --out names another file")
     if path.suffix != ".toml":
         raise InputError("a hardware file ends in .toml", key="--out", value=str(path))
-    write_atomically(path, content)
+    write_text(path, content)

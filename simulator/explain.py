@@ -107,7 +107,7 @@ def shares(operators: Sequence[Priced]) -> tuple[Share, ...]:
 def largest_cause(operators: Sequence[Priced]) -> npt.NDArray[np.int8]:
     """What most of a step's time goes to at each grid point, as its place in `CAUSES`: the first of `shares`."""
     causes: dict[str, Array] = {}
-    for table, times in operators:
+    for table, times, _ in operators:
         repetitions = table.count.sum(axis=1)
         for bound, term in zip(Bound, times.terms.stack(), strict=True):
             if term is not NO_TIME:
