@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 FILE_TYPES: Mapping[str, str] = MappingProxyType(
     {
         **{name: name for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K", "TQ1_0", "TQ2_0")},
-        **{name: "Q2_K" for name in ("Q2_K", "Q2_K_S")},
-        **{name: "Q3_K" for name in ("Q3_K_S", "Q3_K_M", "Q3_K_L")},
-        **{name: "Q4_K" for name in ("Q4_K_S", "Q4_K_M")},
-        **{name: "Q5_K" for name in ("Q5_K_S", "Q5_K_M")},
+        **dict.fromkeys(("Q2_K", "Q2_K_S"), "Q2_K"),
+        **dict.fromkeys(("Q3_K_S", "Q3_K_M", "Q3_K_L"), "Q3_K"),
+        **dict.fromkeys(("Q4_K_S", "Q4_K_M"), "Q4_K"),
+        **dict.fromkeys(("Q5_K_S", "Q5_K_M"), "Q5_K"),
         **{name: name for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS")},
-        **{"IQ2_S": "IQ2_XS", "IQ2_M": "IQ2_S", "IQ3_XS": "IQ3_S", "IQ3_M": "IQ3_S", "MXFP4_MOE": "MXFP4"},
+        "IQ2_S": "IQ2_XS",
+        "IQ2_M": "IQ2_S",
+        "IQ3_XS": "IQ3_S",
+        "IQ3_M": "IQ3_S",
+        "MXFP4_MOE": "MXFP4",
     }
 )
 # Short names llama-quantize takes (tools/quantize/quantize.cpp).
@@ -44,7 +48,9 @@ FALLBACKS = {
         "IQ4_NL",
     ),
     **dict.fromkeys(("Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
-    **{"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"},
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
 }
 # Families whose converted files hold queries, keys and values as one tensor, attn_qkv.
 FUSED = frozenset({"gpt2", "gpt_neox", "gpt_bigcode", "bloom", "falcon", "mpt", "phi3"})
