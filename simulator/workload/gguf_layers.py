@@ -174,6 +174,8 @@ def block_of(layer: Layer) -> Block:
     parallel = both and (stated or layer.has("attn_norm_2") or (bool(of_mixer) and not of_ffn))
     correction = layer.elements("exp_probs_b.bias", "exp_probs_b")
     norms = Norms(len(of_mixer), len(of_ffn), vectors)
+    if not vectors:  # OLMo norms without parameters
+        norms = Norms(int(mixer is not None), int(ffn is not None), 0)
     return Block(_name(mixer, ffn), mixer, ffn, norms, parallel, small=correction)
 
 

@@ -109,7 +109,7 @@ def not_cached(name: str, bundled: Sequence[str]) -> InputError:
     """The error about an id that is in no cache: the command that fetches its config alone."""
     repository, _, quant = name.partition(":")
     file = f'--include "*{quant}*.gguf"' if quant else "config.json"
-    near = places.nearest(repository, bundled)
+    near = places.nearest(name, bundled)
     remedy = f"`hf download {repository} {file}` fetches it (older: `huggingface-cli download {repository} {file}`)"
     if near:
         remedy += f"; nearest bundled model: {near}"

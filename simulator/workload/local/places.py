@@ -49,13 +49,23 @@ def pick(folder: Path, files: Sequence[str], wanted: str, asked: str) -> Path:
 def nearest(name: str, bundled: Sequence[str]) -> str:
     """The bundled model a name most likely means, with its file type as a flag; empty where none is near.
 
-    `llama3.1:8b-instruct-q4_K_M` is compared as `llama-3.1-8b-instruct`.
+    Only names of the same family word are near: `llama3.1:8b-instruct-q4_K_M` is compared as `llama3.18b`.
     """
     quant = quant_of(f"{name}.gguf")
     words = name.lower().rsplit("/", 1)[-1].replace("_", "-").replace(":", "-")
     words = words.replace(quant.lower().replace("_", "-"), "") if quant else words
-    words = re.sub(r"-(gguf|instruct|it|chat|latest)\b", "", re.sub(r"([a-z])(\d)", r"\1-\2", words)).strip("-")
-    close = difflib.get_close_matches(words, bundled, n=1, cutoff=0.6)
+    wanted = _squeezed(re.sub(r"-(gguf|instruct|it|chat|latest)\b", "", words))
+    known = {_squeezed(model): model for model in bundled if _family(model) == _family(words)}
+    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
     if not close:
         return ""
-    return close[0] + (f" --weights {quant}" if quant and file_type(quant) else "")
+    return known[close[0]] + (f" --weights {quant}" if quant and file_type(quant) else "")
+
+
+def _squeezed(name: str) -> str:
+    return name.replace("-", "")
+
+
+def _family(name: str) -> str:
+    """The letters a name starts with: qwen of qwen2.5-7b."""
+    return re.match(r"[a-z]*", name).group()  # type: ignore[union-attr] - matches always, if nothing at all
