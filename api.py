@@ -25,7 +25,7 @@ from .simulator.liveness import peaks
 from .simulator.lowering.decoder import lower
 from .simulator.memory import ALLOCATED, RESERVED, TensorClass, peak_steps
 from .simulator.planner import fit
-from .simulator.planner.domain import precisions, weight_choices
+from .simulator.planner.domain import precisions, takes
 from .simulator.planner.fit import Candidate, Verdict, Wishes
 from .simulator.report.account import UNNAMED, evidence_of, explain_row, flags_of, layout_of, needed, question_of, unfit
 from .simulator.report.contract import envelope
@@ -50,7 +50,7 @@ class Load(NamedTuple):
 
 
 def load_model(name: str) -> Model:
-    """A model from a bundled name, a config.json (or its folder) or a GGUF file."""
+    """A model from a bundled name, a file or folder (config.json, GGUF, safetensors), or a name on this machine."""
     return zoo.resolve(name)
 
 
@@ -194,7 +194,7 @@ def ask_fit_models(
     """Every model of a list on one fleet, in the order given."""
     scenarios = [_at_load(m, fleet, load_ or Load(), engine) for m in models]
     wishes = wishes or Wishes()
-    kept = [m.name for m in models if wishes.weights and weight_choices(m) == (m.native,)]
+    kept = [m.name for m in models if wishes.weights and not takes(m, wishes.weights)]
     free = wishes._replace(weights=None)
     found = [_fit_row(s, calibrations, free if s.model.name in kept else wishes) for s in scenarios]
     decoded = [d for _, d in found if d is not None]
@@ -202,7 +202,8 @@ def ask_fit_models(
     evidence = evidence_of(total(d.step for d in decoded), operators, calibrations) if decoded else None
     told = (f"already quantised, so in their own format: {', '.join(kept)}",) if kept else ()
     rows = tuple(row for row, _ in found)
-    return envelope(a.FitList(rows), None, evidence, _cut_contexts(models, load_ or Load()) + told)
+    known = tuple(f"{m.name}: {warning}" for m in models for warning in m.warnings)
+    return envelope(a.FitList(rows), None, evidence, known + _cut_contexts(models, load_ or Load()) + told)
 
 
 def ask_fit_devices(
@@ -223,7 +224,7 @@ def ask_fit_devices(
         rows.append(
             _fit_row(scenario.but(fleet=grown), load_calibrations(grown, calibration, scenario.engine.name), asked)[0]
         )
-    return envelope(a.FitList(tuple(rows)), warnings=_cut_contexts([model], load_ or Load()))
+    return envelope(a.FitList(tuple(rows)), warnings=model.warnings + _cut_contexts([model], load_ or Load()))
 
 
 def _at_load(model: Model, fleet: Fleet, load_: Load, engine: Engine | None) -> Scenario:
@@ -466,7 +467,7 @@ def ask_validation(
 
 
 def _report(scenario: Scenario, wishes: Wishes, answer: a.Answer, evidence: a.Evidence | None) -> a.Report:
-    warnings = []
+    warnings = list(scenario.model.warnings)
     if int(scenario.context) > scenario.model.max_context:
         limit = f"{scenario.model.name} was made for contexts up to {scenario.model.max_context:,}"
         warnings.append(f"context {int(scenario.context):,} is longer: {limit}")

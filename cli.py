@@ -60,7 +60,9 @@ def _root(
 def fits(
     model: Annotated[
         str | None,
-        typer.Argument(help="Bundled name, config.json or .gguf; default: a list of them.", autocompletion=model_names),
+        typer.Argument(
+            help="Bundled name, file, or local name; default: a list of models.", autocompletion=model_names
+        ),
     ] = None,
     *,
     asked: Asked,
@@ -233,12 +235,20 @@ def sweep_(
     _answer(report, json, tuple(dict.fromkeys(note for _, notes in found for note in notes)), plot)
 
 
-@models.command("list")
-def models_list(json: Json = False) -> None:
-    """Every bundled model with its size."""
+@models.command("list", epilog=examples("models list qwen3", "models list --family gpt_oss", "models list --local"))
+def models_list(
+    word: Annotated[str | None, typer.Argument(help="Only models whose name has this in it.")] = None,
+    family: Annotated[str | None, option("Only models of this family.", "NAME")] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Models of Ollama, LM Studio and the Hugging Face cache on this machine.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Every bundled model with its size, or those other programs keep on this machine."""
     from .simulator.report import models as listed
 
-    _plain(listed.list_all(), json)
+    found, notes = listed.list_all(word, family, local)
+    _plain(found, json, notes)
 
 
 @models.command("show")
@@ -247,7 +257,8 @@ def models_show(model: Model, json: Json = False) -> None:
     from . import api
     from .simulator.report import models as listed
 
-    _plain(listed.sheet(api.load_model(model)), json)
+    loaded = api.load_model(model)
+    _plain(listed.sheet(loaded), json, loaded.warnings)
 
 
 @app.command()

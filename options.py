@@ -63,7 +63,12 @@ def option(help_: str, metavar: str | None = None, **rest: Any) -> Any:
 
 
 Model = Annotated[
-    str, typer.Argument(help="Bundled name, config.json or its folder, or .gguf.", autocompletion=model_names)
+    str,
+    typer.Argument(
+        help="Bundled name; config.json or folder, .gguf, .safetensors; ORG/NAME in the Hugging Face cache; name in "
+        "Ollama or LM Studio.",
+        autocompletion=model_names,
+    ),
 ]
 Plot = Annotated[Path | None, option("Also draw a picture: .png, .svg or .pdf.", "FILE")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object (its schema: `roofplan schema`).")]
@@ -85,7 +90,11 @@ class Asked:
     context: Annotated[str | None, option("Tokens of each user in the KV cache (32k = 32768); default 8k.", "N")] = None
     prompt: Annotated[str | None, option("Tokens of the prompt; default: the whole context.", "N")] = None
     weights: Annotated[
-        str | None, option("Pin the weight format: bf16, fp16, fp8, fp8-block, int8, int4, mxfp4, nvfp4.", "FORMAT")
+        str | None,
+        option(
+            "Pin the weight format: bf16, fp16, fp8, fp8-block, int8, int4, mxfp4, nvfp4, or a GGUF file type.",
+            "FORMAT",
+        ),
     ] = None
     kv: Annotated[str | None, option("Pin the KV cache format: bf16, fp16, fp8, int8.", "FORMAT")] = None
     tp: Annotated[int | None, option("Pin the tensor-parallel degree.", "N", min=1)] = None

@@ -113,7 +113,7 @@ class ModelRow(NamedTuple):
 
 
 class ModelList(NamedTuple):
-    """Bundled models."""
+    """Bundled models, or those on this machine."""
 
     rows: tuple[ModelRow, ...]
 

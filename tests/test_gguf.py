@@ -315,9 +315,26 @@ def test_damaged_fields_are_named(
 
 def test_unknown_architectures_name_the_known_ones(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    write(path, "qwen2moe", shapes_of("llama"), T.F16)
-    with pytest.raises(InputError, match="known: llama"):
+    writer = gguf.GGUFWriter(path, "rwkv7")
+    writer.add_block_count(1)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(InputError, match=r"it lacks rwkv7\.embedding_length, .*attention\.head_count.*known: llama"):
         read_gguf(path)
+
+
+def test_an_architecture_nobody_listed_is_read_by_the_usual_keys_and_says_so(tmp_path: Path) -> None:
+    path, shapes = tmp_path / "m.gguf", shapes_of("qwen3")
+    write(path, "qwen3", shapes, T.F16)
+    assert not read_gguf(path).warnings
+    total = write(path, "new-arch", shapes, T.F16)
+    model = read_gguf(path)
+    check(model, total, shapes)
+    assert model.generic and model.family == "new-arch"
+    assert model.warnings == ("family new-arch is not known: read by its usual fields",)
 
 
 @pytest.mark.parametrize("missing", ["token_embd.weight", "blk.0.attn_q.weight"])

@@ -29,7 +29,7 @@ from roofplan.simulator.planner.domain import precisions
 from roofplan.simulator.scenario import Numerics, Phase, Scenario, Sharding, Step
 from roofplan.simulator.tensor_bytes import kv_cache_bytes, stage_weight_bytes
 from roofplan.simulator.workload import zoo
-from roofplan.simulator.workload.formats import FORMATS, Scope, WeightFormat, quantised_checkpoint
+from roofplan.simulator.workload.formats import FORMATS, WeightFormat, quantised_checkpoint
 from roofplan.simulator.workload.hf import parse_config
 from roofplan.simulator.workload.model import Model, Role
 
@@ -98,7 +98,7 @@ def test_bits_include_their_scales() -> None:
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, FORMATS["nvfp4"]),
         (
             {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["model.layers.0.self_attn*", "lm_head"]},
-            FORMATS["nvfp4"]._replace(scope=Scope.FEEDFORWARD),
+            FORMATS["nvfp4"]._replace(exceptions=(("model.layers.0.self_attn*", None),)),
         ),
         (
             {

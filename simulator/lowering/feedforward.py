@@ -71,7 +71,9 @@ def _experts(shard: Shard, index: int, ffn: workload.Experts) -> list[Table]:
             "experts",
             layer,
             count,
-            experts_kernel(linear_kernel(stored, scenario.fleet.device, shard.activation)),
+            experts_kernel(
+                linear_kernel(model.format_of(matrices[0], stored), scenario.fleet.device, shard.activation)
+            ),
             tokens=tokens,
             hidden=ffn.latent or model.hidden,
             # The fused kernel is described by three matrices; two of them are as much work as three of 2/3 the width.

@@ -67,8 +67,7 @@ def gemm_row(
     group = list(tensors)
     n = sum(rows_per_rank(t, model, tp) for t in group)
     weight_bytes = sum(model.layer_bytes(t, stored) * share_per_rank(t, model, sharding) for t in group)
-    format_ = stored if model.stored else model.format_of(group[0], stored)
-    kernel = linear_kernel(format_, shard.scenario.fleet.device, shard.activation)
+    kernel = linear_kernel(model.format_of(group[0], stored), shard.scenario.fleet.device, shard.activation)
     narrow = kernel.name is not KernelName.GEMM_WEIGHT_ONLY and kernel.dtype in NARROW_INPUT
     return one_row(
         Gemm,

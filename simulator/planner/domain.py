@@ -53,17 +53,24 @@ def weight_choices(model: Model) -> tuple[WeightFormat, ...]:
     return (model.native, *sixteen, FORMATS["fp8"], FORMATS["int4"])
 
 
+def takes(model: Model, weights: WeightFormat) -> bool:
+    """Whether the model can be had in that format: its own, one it can be narrowed to, or as a GGUF file made of it."""
+    choices = weight_choices(model)
+    return len(choices) > 1 or weights.name == choices[0].name or (weights.whole and not model.stored)
+
+
 def precisions(model: Model, weights: WeightFormat | None = None, kv: DType | None = None) -> tuple[Numerics, ...]:
     """Weight and KV formats to offer, most faithful first: weights are narrowed last."""
     kv_choices = (kv,) if kv else (model.activation if model.activation is DType.FP16 else DType.BF16, DType.FP8)
     choices = weight_choices(model)
-    if weights is not None and len(choices) == 1 and weights.name != choices[0].name:
+    if weights is not None and not takes(model, weights):
         remedy = "drop --weights: a quantised file is what it is"
         raise InputError(
             f"{model.name} is stored in {choices[0].name}", key="--weights", value=weights.name, remedy=remedy
         )
     # A quantised file is taken as it is: of a format pinned by name it may narrow less than all.
-    weight_formats = (weights,) if weights and len(choices) > 1 else choices
+    pinned = weights is not None and (len(choices) > 1 or weights.name != choices[0].name)
+    weight_formats = (weights,) if weights is not None and pinned else choices
     return tuple(Numerics(w, k, model.activation) for w in weight_formats for k in kv_choices)
 
 

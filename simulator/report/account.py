@@ -33,10 +33,13 @@ def layout_of(sharding: Sharding) -> a.Layout:
 def question_of(scenario: Scenario, wishes: Wishes) -> a.Question:
     """The scenario as the JSON contract shows it."""
     pinned = tuple(name for name, value in wishes._asdict().items() if value is not None)
-    weights = scenario.numerics.weights
+    model, weights = scenario.model, scenario.numerics.weights
+    bits = weights.bits_per_weight
+    if weights.whole:  # a mixture of widths: the model's own average
+        bits = 8 * model.weight_bytes(weights) / model.parameters
     return a.Question(
-        model=scenario.model.name,
-        model_origin=scenario.model.origin,
+        model=model.name,
+        model_origin=model.origin,
         device=scenario.fleet.device.key,
         device_count=scenario.fleet.count,
         host_memory_bytes=scenario.fleet.host_memory_bytes,
@@ -44,7 +47,7 @@ def question_of(scenario: Scenario, wishes: Wishes) -> a.Question:
         context=int(scenario.context),
         prompt=int(scenario.prompt),
         weights=weights.name,
-        bits_per_weight=weights.bits_per_weight,
+        bits_per_weight=bits,
         kv=scenario.numerics.kv.value,
         layout=layout_of(scenario.sharding),
         engine=scenario.engine.label,

@@ -12,14 +12,11 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from ...dtypes import DType
-from ...errors import InputError, UnknownNameError
+from ...errors import UnknownNameError
 
 
 class Scope(IntEnum):
-    """Which matrices a narrow checkpoint narrows; each scope holds the ones before it.
-
-    `FEEDFORWARD` adds dense and shared feed-forwards to the routed experts, `LINEAR` the attention projections.
-    """
+    """What a linear layer belongs to: the routed experts, dense and shared feed-forwards, or the token mixers."""
 
     EXPERTS = 1
     FEEDFORWARD = 2
@@ -32,13 +29,17 @@ class WeightFormat(NamedTuple):
     `compute` is the input format of the matrix instructions where the device has it; a narrower storage than
     `compute` means weights are widened on the fly (weight-only quantisation). `block_scaled` weights have one scale
     a block of rows and columns, which the product applies as it goes: another kernel than one scale a tensor.
+    `exceptions` are patterns of module names with the format those have instead (None: left wide), the first that
+    fits counts (`mixture.py`). A `whole` format narrows embedding and head too; if its name is that of a
+    GGUF file type, in the mixture of tensor types that llama.cpp chooses (`gguf_types.py`).
     """
 
     name: str
     bits_per_weight: float
     compute: DType
     block_scaled: bool = False
-    scope: Scope = Scope.LINEAR
+    exceptions: tuple[tuple[str, WeightFormat | None], ...] = ()
+    whole: bool = False
 
     @property
     def bytes_per_weight(self) -> float:
@@ -85,26 +86,17 @@ FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
 )
 
 
-STAND_IN_GGUF = {
-    "q4_k_m": 4.86,
-    "q4_0": 4.6,
-    "q8_0": 8.5,
-    "q6_k": 6.57,
-    "iq4_nl": 4.6,
-    "q5_k_m": 5.69,
-    "q3_k_m": 3.93,
-    "q2_k": 3.0,
-}
-
-
 def weight_format(name: str) -> WeightFormat:
-    """The format of that name."""
-    if name.lower() in STAND_IN_GGUF:
-        return WeightFormat(name, STAND_IN_GGUF[name.lower()], DType.BF16)
-    try:
-        return FORMATS[name.lower()]
-    except KeyError:
-        raise UnknownNameError("weight format", name, FORMATS, listing="roofplan fits --help") from None
+    """The format of that name: one of `FORMATS`, or a GGUF file type by llama.cpp's name (Q4_K_M, IQ4_XS, ...)."""
+    plain = {"f32": "fp32", "f16": "fp16"}.get(name.lower(), name.lower())
+    if plain in FORMATS:
+        return FORMATS[plain]
+    from .gguf_types import FILE_TYPES, file_type, format_of
+
+    key = file_type(name)
+    if key is None:
+        raise UnknownNameError("weight format", name, (*FORMATS, *FILE_TYPES), listing="roofplan fits --help")
+    return format_of(key)
 
 
 KV_FORMATS: tuple[DType, ...] = (DType.BF16, DType.FP16, DType.FP8, DType.INT8, DType.INT4)
@@ -174,88 +166,15 @@ GGML_TYPES: Mapping[int, GgmlType] = MappingProxyType(
             (34, "TQ1_0", 256, 54),
             (35, "TQ2_0", 256, 66),
             (39, "MXFP4", 32, 17),
+            (40, "NVFP4", 64, 36),
+            (41, "Q1_0", 128, 18),
         )
     }
 )
 
 
 def quantised_checkpoint(config: Mapping[str, object], file: str) -> WeightFormat:
-    """The format a config.json's `quantization_config` declares; refused by name where it is not known.
+    """The format a config.json's `quantization_config` declares (`quantised.py`); refused by name if not known."""
+    from .quantised import checkpoint_format
 
-    Known: fp8 (per tensor or channel, or with `weight_block_size`), awq and gptq with 4 or 8 bits and a positive
-    group, mxfp4, modelopt with NVFP4 or FP8, and compressed-tensors with one kind of weights.
-    """
-    key, method = "quantization_config", config.get("quant_method")
-    scope = _scope(config)
-    if method == "fp8":
-        return _fp8(config, file)._replace(scope=scope)
-    if method == "mxfp4":
-        return FORMATS["mxfp4"]._replace(scope=scope)
-    if method == "modelopt" and config.get("quant_algo") in ("NVFP4", "FP8"):
-        return FORMATS[str(config["quant_algo"]).lower()]._replace(scope=scope)
-    if method == "compressed-tensors":
-        return _compressed_tensors(config, file)._replace(scope=scope)
-    if method in ("awq", "gptq"):
-        bits, group = config.get("bits"), config.get("group_size", 128)
-        if isinstance(bits, int) and bits in (4, 8) and isinstance(group, int) and 8 <= group <= 65536:
-            name = "int4" if (bits, group) == (4, 128) else f"int{bits}-g{group}"
-            return WeightFormat(name, grouped(bits, group), DType.BF16)
-        raise InputError("awq and gptq need bits 4 or 8 and a group size of 8 or more", file=file, key=key)
-    raise InputError(
-        "unknown quantisation method",
-        file=file,
-        key=f"{key}.quant_method",
-        value=method,
-        remedy="known: fp8, mxfp4, awq, gptq, compressed-tensors, modelopt (NVFP4, FP8); or take the entry out and "
-        "pin --weights",
-    )
-
-
-def _scope(config: Mapping[str, object]) -> Scope:
-    """What the list of modules left wide leaves to narrow: released checkpoints name attention, then shared experts."""
-    wide = [config.get(key) for key in ("modules_to_not_convert", "ignore", "exclude_modules")]
-    names = [name for names in wide if isinstance(names, list) for name in names if isinstance(name, str)]
-    if not any("self_attn" in name for name in names):
-        return Scope.LINEAR
-    return Scope.EXPERTS if any("shared_experts" in name for name in names) else Scope.FEEDFORWARD
-
-
-def _fp8(config: Mapping[str, object], file: str) -> WeightFormat:
-    """FP8 by block where the config gives a block, else one scale a tensor or channel, which weighs nothing."""
-    block = config.get("weight_block_size")
-    if block is None:
-        return FORMATS["fp8"]
-    sides = block if isinstance(block, list) and len(block) == 2 else [None, None]
-    rows, cols = (side if isinstance(side, int) and not isinstance(side, bool) else 0 for side in sides)
-    if not (1 <= rows <= 65536 and 1 <= cols <= 65536):
-        key = "quantization_config.weight_block_size"
-        raise InputError("must be two whole numbers from 1 to 65536", file=file, key=key, value=block)
-    return block_scaled_fp8(rows, cols)
-
-
-def _compressed_tensors(config: Mapping[str, object], file: str) -> WeightFormat:
-    """The one kind of weights of a compressed-tensors checkpoint: grouped int4 or int8, fp8, or nvfp4."""
-    key = "quantization_config.config_groups"
-    groups = config.get("config_groups")
-    members = groups.values() if isinstance(groups, dict) else ()
-    weights = [group.get("weights") if isinstance(group, dict) else None for group in members]
-    kinds = {_kind(kind if isinstance(kind, dict) else {}) for kind in weights}
-    if len(kinds) != 1:
-        raise InputError("must describe one kind of weights", file=file, key=key)
-    [(type_, bits, group, symmetric)] = kinds
-    if type_ == "int" and bits in (4, 8) and isinstance(group, int) and 8 <= group <= 65536:
-        bits = int(bits)
-        zero_bits = bits if symmetric is False else 0
-        return WeightFormat(f"int{bits}-g{group}", grouped(bits, group, zero_bits=zero_bits), DType.BF16)
-    if type_ == "float" and bits == 8:
-        return FORMATS["fp8"]
-    if type_ == "float" and bits == 4 and group == 16:
-        return FORMATS["nvfp4"]
-    remedy = "known: int 4 or 8 with a group size, float 8, float 4 with groups of 16"
-    raise InputError("unknown kind of weights", file=file, key=key, value=weights[0], remedy=remedy)
-
-
-def _kind(weights: Mapping[str, object]) -> tuple[object, ...]:
-    """What tells one kind of weights from another; anything but plain values is as good as missing."""
-    stated = (weights.get(key) for key in ("type", "num_bits", "group_size", "symmetric"))
-    return tuple(value if isinstance(value, str | int) else None for value in stated)
+    return checkpoint_format(config, file)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from ...dtypes import DType
 from .formats import Scope, WeightFormat
@@ -26,7 +27,10 @@ from .layers import (
     blocks_of,
 )
 from .network import Network
-from .tensors import block_tensors
+from .tensors import block_tensors, matrix_bytes
+
+if TYPE_CHECKING:
+    from .mixture import Mixed
 
 __all__ = [
     "UNQUANTISED",
@@ -58,6 +62,7 @@ class Model:
     `encoder_tokens` tokens each, which join the context (or are what cross-attention reads). `generic`: read by the
     usual field names of a family nobody described here. Outside the layers `small` counts parameters of no matrix,
     `lookups` are further tables (rows, cols) that a token picks a row of, `side` further products (rows, cols).
+    `notes` is what else its files showed that a reader of an answer must know.
     """
 
     name: str
@@ -81,6 +86,7 @@ class Model:
     towers: tuple[Network, ...] = ()
     encoder_tokens: int = 0
     generic: bool = False
+    notes: tuple[str, ...] = ()
     stored: Mapping[tuple[Role, int | None], float] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
@@ -148,18 +154,50 @@ class Model:
         return self.native if self.native.bits_per_weight >= 16 else UNQUANTISED
 
     def format_of(self, tensor: Tensor, format_: WeightFormat) -> WeightFormat:
-        """How a checkpoint in `format_` stores the tensor's matrix."""
-        narrowed = tensor.scope is not None and tensor.scope <= format_.scope
+        """How a checkpoint in `format_` stores the tensor's matrix, in most of its layers."""
+        if format_.exceptions:
+            return self._mixture(format_)[tensor].format
+        narrowed = tensor.scope is not None or (format_.whole and tensor.role in (Role.EMBED, Role.LM_HEAD))
         return format_ if narrowed else self.unquantised
 
     def layer_bytes(self, tensor: Tensor, format_: WeightFormat) -> float:
-        """Bytes of one layer's copies of the tensor: as the file stores them, else in `format_`."""
+        """Bytes of one layer's copies of the tensor: as the file stores them, else in `format_` (a layer's average)."""
         stored = self.stored.get((tensor.role, tensor.block))
         if stored is not None:
-            return stored / self.instances(tensor)
-        weight, outside = self.format_of(tensor, format_), self.unquantised
-        matrix, bias = tensor.copies * tensor.rows * tensor.cols, tensor.copies * tensor.rows if tensor.bias else 0
-        return matrix * weight.bytes_per_weight + bias * outside.bytes_per_weight
+            share = tensor.elements / self._place_elements[tensor.role, tensor.block]
+            return stored * share / self.instances(tensor)
+        if format_.exceptions or format_.whole:
+            return self._mixture(format_)[tensor].bytes
+        return matrix_bytes(tensor, self.format_of(tensor, format_), self.unquantised)
+
+    @cached_property
+    def _place_elements(self) -> Mapping[tuple[Role, int | None], int]:
+        """Elements of all tensors of a role in a block, which share what a file stores for them."""
+        total: dict[tuple[Role, int | None], int] = {}
+        for t in self.tensors:
+            total[t.role, t.block] = total.get((t.role, t.block), 0) + t.elements
+        return total
+
+    @cached_property
+    def _mixtures(self) -> dict[int, tuple[WeightFormat, Mapping[Tensor, Mixed]]]:
+        return {}
+
+    def _mixture(self, format_: WeightFormat) -> Mapping[Tensor, Mixed]:
+        """Bytes of every tensor where layers of one block differ; worked out once for each format object.
+
+        Found by identity: a format with hundreds of exceptions takes long to hash.
+        """
+        if id(format_) not in self._mixtures:
+            from .mixture import mixture
+
+            self._mixtures[id(format_)] = format_, mixture(self, format_)
+        return self._mixtures[id(format_)][1]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What every answer about the model must say."""
+        guessed = f"family {self.family} is not known: read by its usual fields"
+        return (*self.notes, *((guessed,) if self.generic else ()))
 
     def weight_bytes(self, format_: WeightFormat) -> float:
         """Bytes of all weights in `format_` (as stored for GGUF), extras of the file included."""

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .formats import Scope
+from .formats import Scope, WeightFormat
 from .layers import Attention, Block, Experts, LatentAttention, Mlp, Recurrent, Role, Split, Tensor
+
+
+def matrix_bytes(tensor: Tensor, format_: WeightFormat, outside: WeightFormat) -> float:
+    """Bytes of one layer's copies of the tensor, matrices in `format_` and biases as everything that stays wide."""
+    matrix, bias = tensor.copies * tensor.rows * tensor.cols, tensor.copies * tensor.rows if tensor.bias else 0
+    return matrix * format_.bytes_per_weight + bias * outside.bytes_per_weight
 
 
 def block_tensors(index: int, block: Block, hidden: int) -> Iterator[Tensor]:

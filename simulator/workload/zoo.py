@@ -44,25 +44,48 @@ def bundled(name: str) -> Model:
 
 
 def resolve(name: str) -> Model:
-    """A model from a bundled name, a config.json, a folder that holds one, or a GGUF file."""
+    """A model from a bundled name; a config.json, a folder that holds one, a GGUF or safetensors file; or one that
+    Ollama, LM Studio or the Hugging Face cache keeps on this machine.
+    """
     path = Path(name)
-    if name.endswith(".gguf"):
+    if name.endswith(".gguf") or _is_gguf(path):
         from .gguf import read_gguf
+        from .local.lmstudio import file_of
 
-        return read_gguf(_existing(path))
+        return read_gguf(_existing(file_of(name) or path))
+    if name.endswith((".safetensors", ".safetensors.index.json")):
+        from .safetensors import read_safetensors
+
+        return read_safetensors(_existing(path))
     if name.endswith(".json"):
         return read_config(_existing(path))
     if name and os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on a name too long
-        return read_config(_existing(path / "config.json"))
+        from .local.huggingface import read_folder
+
+        return read_folder(path)
     key = name.strip().lower().replace("_", "-").rsplit("/", 1)[-1]
     lines = _lines()
     for candidate in (key, key.removeprefix("meta-"), key.removesuffix("-instruct"), key.removesuffix("-v0.1")):
         if candidate in lines:
             return bundled(candidate)
     if os.path.exists(path) or name.startswith((".", "/", "~")) or not key:  # noqa: PTH110 - as above
-        remedy = "give a config.json or its folder, a .gguf file, or a bundled name"
+        remedy = "give a config.json or its folder, a .gguf or .safetensors file, or a bundled name"
         raise InputError("not a model that can be read", file=name or "(empty name)", remedy=remedy)
+    from .local import find
+
+    found = find(name, list(lines))
+    if found is not None:
+        return found
     raise UnknownNameError("model", name, lines, listing="roofplan models list")
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether a file of any name is GGUF by its first bytes, as Ollama's blobs are."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) == b"GGUF"
+    except (OSError, ValueError):
+        return False
 
 
 def _existing(path: Path) -> Path:
