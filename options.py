@@ -210,7 +210,8 @@ class Asked:
         wishes, load = self.wishes(), self.load()
         loaded = api.load_model(model)
         fleet, notes = self.fleet()
-        engine = self.profile(fleet.device, loaded.origin.endswith(".gguf"))
+        is_gguf = loaded.origin.endswith(".gguf") or (wishes.weights is not None and wishes.weights.whole)
+        engine = self.profile(fleet.device, is_gguf)
         calibrations = api.load_calibrations(fleet, self.calibration, engine.name)
         scenario = api.make_scenario(loaded, fleet, engine=engine, **load._asdict()).but(extras=self.extras())
         return scenario, wishes, calibrations, notes

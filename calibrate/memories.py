@@ -20,9 +20,8 @@ from ..simulator.memory import TensorClass, activation_peaks, ledger
 from ..simulator.planner.verdict import Verdict, verdict
 from ..simulator.scenario import LAYERS_HOST, Numerics, Placement, Scenario, Sharding, Stretch
 from ..simulator.tensor_bytes import kv_cache_bytes
-from ..simulator.workload import zoo
 from ..simulator.workload.formats import kv_format
-from .speeds import REALITY, weights_of
+from .speeds import REALITY, model_of, weights_of
 
 BLOCK_TOKENS = 16
 EXACT = ("model_weights_bytes", "kv_cache_bytes")
@@ -97,7 +96,7 @@ def _row(entry: dict[str, str], figure: dict[str, str]) -> Row:
 
 def scenario_of(row: Row) -> Scenario:
     """The question of a row: the fullest step the engine profiles is one of all its sequences."""
-    model = zoo.bundled(row.model)
+    model = model_of(row.model)
     fleet = load_fleet(row.gpu if row.tp == 1 else f"{row.tp}x{row.gpu}")
     if row.device_total_bytes:
         fleet = dataclasses.replace(fleet, free_bytes=row.device_total_bytes)

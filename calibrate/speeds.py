@@ -40,7 +40,7 @@ from ..simulator.scenario import (
 from ..simulator.schedule import COMPOSITION_LOG_SD, price, stages_of
 from ..simulator.serving import Load, serve
 from ..simulator.workload import zoo
-from ..simulator.workload.formats import Scope, WeightFormat, weight_format
+from ..simulator.workload.formats import WeightFormat, weight_format
 from ..simulator.workload.model import Model
 from . import store
 from .transfer import Calibrations
@@ -169,14 +169,20 @@ def weights_of(text: str, model: Model) -> WeightFormat:
         return WeightFormat(f"{text[5:]} bits", float(text[5:]), DType.BF16)
     if text == model.native.name:
         return model.native
-    name, _, scope = text.partition(":")  # fp8:feedforward leaves attention wide
+    name, _, left_wide = text.partition(":")  # fp8:re:PATTERN leaves modules of these names wide
     found = weight_format(name)
-    return found._replace(scope=Scope[scope.upper()]) if scope else found
+    return found._replace(exceptions=((left_wide, None),)) if left_wide else found
+
+
+@lru_cache(maxsize=64)
+def model_of(name: str) -> Model:
+    """The bundled model; many rows ask for the same."""
+    return zoo.bundled(name)
 
 
 def scenario_of(row: Row) -> Scenario:
     """The question a row answers, without a placement."""
-    model, fleet = zoo.bundled(row.model), fleet_of_row(row)
+    model, fleet = model_of(row.model), fleet_of_row(row)
     numerics = Numerics(weights_of(row.weights, model), DType.BF16)
     engine = dataclasses.replace(engines.engine(row.engine), memory_utilization=1.0)
     sharding = Sharding(1, row.devices) if row.engine == "llama.cpp" else Sharding(row.devices)

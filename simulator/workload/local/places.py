@@ -68,4 +68,5 @@ def _squeezed(name: str) -> str:
 
 def _family(name: str) -> str:
     """The letters a name starts with: qwen of qwen2.5-7b."""
-    return re.match(r"[a-z]*", name).group()  # type: ignore[union-attr] - matches always, if nothing at all
+    found = re.match(r"[a-z]*", name)
+    return found.group() if found else ""
