@@ -8,6 +8,7 @@ bandwidth), fitted on the rows of use `development` in `speeds`. What is judged 
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from ..hwspecs.load import host_fleet
 from ..simulator.calibration import Basis, Calibration, Denominators, Hull, Provenance
 from ..simulator.operators import Kernel, KernelName
 from ..simulator.parameters import ThreeConstants
+from ..simulator.schedule import COMPOSITION_LOG_SD
 from . import speeds, store
 from .transfer import ANY_DEVICE, SERVERS, Calibrations
 
@@ -40,6 +42,8 @@ START = (4e-6, 0.4, 0.6)
 LOWEST = (1e-7, 0.01, 0.1)
 HIGHEST = (1e-4, 1.0, 1.0)
 PRIOR_LOG_SD = (0.7, 0.7, 0.3)  # of the starting values: what a constant keeps to where the rows say little
+OWN_LOG_SD = 0.1  # of single kernels beside their run's; hardly seen in a sum of many
+SMALLEST_SPREAD = 0.15  # no vendor's rows are so many that less could be claimed
 ROW_LOG_SD = 0.2  # spread of single rows around constants that fit: other builds, clocks, settings
 
 
@@ -77,8 +81,8 @@ class Found(NamedTuple):
 def calibrations_of(
     vendor: str, constants: ThreeConstants, log_sd: float, rows: int, engine: str = ENGINE
 ) -> list[Calibration]:
-    """One entry for each kernel, all alike. Half of the spread is taken to be shared by a whole run."""
-    width = len(constants)
+    """One entry for each kernel, all alike. The spread is that of whole runs, so what composing adds is part of it."""
+    width, shared = len(constants), math.sqrt(max(log_sd**2 - COMPOSITION_LOG_SD**2, 0.05**2))
     return [
         Calibration(
             device=f"{ANY_DEVICE}-{vendor}",
@@ -97,10 +101,10 @@ def calibrations_of(
             denominators=Denominators(1.0, 1.0, 1.0),
             hull=Hull((0.0, 30.0), (0.0, 30.0)),
             residual_quantiles=(-1.28 * log_sd, 0.0, 1.28 * log_sd),
-            own_log_sd=log_sd,
-            shared_log_sd=log_sd,
-            transfer_log_sd=log_sd,
-            transfer_own_log_sd=log_sd,
+            own_log_sd=OWN_LOG_SD,
+            shared_log_sd=shared,
+            transfer_log_sd=shared,
+            transfer_own_log_sd=OWN_LOG_SD,
             accuracy=None,
             provenance=Provenance(
                 "published runs, rows of use development in calibrate/reality/speeds_asked.csv",
@@ -138,13 +142,15 @@ def _for(row: speeds.Row, known: Sequence[Calibration | store.Entry]) -> Calibra
 
 
 def spread(residuals: npt.NDArray[np.float64]) -> float:
-    """Spread of single runs around the constants, small samples widened (Student's t at 80 % over the normal's)."""
+    """Spread of whole runs around the constants: what holds 80 % of them, small samples widened as Student's t is.
+
+    By the quantile, not the square: single odd runs (four sockets, an early build) are no reason to doubt all.
+    """
     from scipy.stats import norm, t
 
-    n = len(residuals)
-    free = max(1, n - 2)
-    deviation = float(np.sqrt(np.sum(residuals**2) / free))
-    return deviation * float(t.ppf(0.9, free) / norm.ppf(0.9))
+    free = max(1, len(residuals) - 2)
+    held = float(np.quantile(np.abs(residuals), 0.8)) / float(norm.ppf(0.9))
+    return max(SMALLEST_SPREAD, held * float(t.ppf(0.9, free) / norm.ppf(0.9)))
 
 
 def build(out: Path) -> list[Found]:
