@@ -60,7 +60,8 @@ def _with_towers(config: Mapping[str, Any], model: Model, text: Reader) -> Model
         return model
     from .families.multimodal import with_towers
 
-    return with_towers(text._replace(config=config, family=str(config.get("model_type"))), model)
+    outer = config.get("model_type")
+    return with_towers(text._replace(config=config, family=outer if isinstance(outer, str) else ""), model)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -176,7 +176,7 @@ def llama4(get: Reader, vision: Reader, hidden: int) -> Network:
     )  # fmt: skip
     e, patches = plain_encoder(vision), square_patches(vision, bias=False)
     tower = vision_transformer(e, patches, class_tokens=1, positions=patches.tokens + 1, norms_before=1)
-    ratio = vision.fraction("pixel_shuffle_ratio", 0.5)
+    ratio = vision.number("pixel_shuffle_ratio", 0.5, 1)
     tokens = max(int(patches.tokens * ratio**2), 1)
     inner, out = vision.integer("projector_input_dim"), vision.integer("projector_output_dim")
     return _followed_by(

@@ -20,6 +20,7 @@ LIMIT = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embed_dim", "image_size"), 2**20),
     **dict.fromkeys(("head_dim", "global_head_dim", "num_attention_heads", "num_heads"), 2**20),
     "vocab_size": 2**26,
+    "altup_num_inputs": 16,
     **dict.fromkeys(
         ("num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts", "moe_num_experts"), 65536
     ),
@@ -89,11 +90,11 @@ class Reader(NamedTuple):
             raise InputError("must be true or false", file=self.file, key=key, value=value)
         return value
 
-    def fraction(self, key: str, default: float) -> float:
-        """A number above 0 and not above 1."""
+    def number(self, key: str, default: float, most: float) -> float:
+        """A number above 0 and not above `most`."""
         value = self.config.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-            raise InputError("must lie above 0 and not above 1", file=self.file, key=key, value=value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+            raise InputError(f"must lie above 0 and not above {most:g}", file=self.file, key=key, value=value)
         return float(value)
 
     def words(self, key: str, known: Sequence[str], length: int | None = None) -> list[str] | None:
@@ -125,12 +126,12 @@ class Reader(NamedTuple):
             raise InputError(f"must be 0 or 1 for each of {length} layers", file=self.file, key=key, value=value)
         return [bool(v) for v in value]
 
-    def layer_list(self, key: str, layers: int) -> list[int]:
-        """A list of layer numbers."""
+    def layer_list(self, key: str, layers: int, first: int = 0) -> list[int]:
+        """A list of layer numbers, counted from `first`."""
         value = self.config.get(key, self.defaults.get(key))
         value = [] if value is None else value
         ok = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-        if not ok or any(not 0 <= v < layers for v in value):
+        if not ok or any(not first <= v < first + layers for v in value):
             raise InputError("must be a list of layer numbers", file=self.file, key=key, value=value)
         return list(value)
 

@@ -317,9 +317,9 @@ def lfm2(get: Reader) -> Model:
         get.first("block_ff_dim", "intermediate_size") if get.has("block_ff_dim") else get.integer("intermediate_size")
     )
     if get.flag("block_auto_adjust_ff_dim"):
-        multiplier = get.config.get("block_ffn_dim_multiplier", 1.0)
+        multiplier = get.number("block_ffn_dim_multiplier", 1.0, 1000)
         multiple = get.integer("block_multiple_of")
-        width = int(float(multiplier) * int(2 * width / 3))
+        width = int(multiplier * int(2 * width / 3))
         width = multiple * -(-width // multiple)
     attends = set(get.layer_list("full_attn_idxs", layers))
     if not get.has("full_attn_idxs"):
@@ -367,7 +367,7 @@ def kimi_linear(get: Reader) -> Model:
     top_k = get.top_k("num_experts_per_token", experts)
     sparse = Experts(experts, top_k, ffn_width, shared=get.count("num_shared_experts") * ffn_width)
     dense, first = Mlp(get.integer("intermediate_size")), get.count("first_k_dense_replace")
-    full = {i - 1 for i in linear.config.get("full_attn_layers", []) if isinstance(i, int)}  # counted from 1
+    full = {i - 1 for i in linear.layer_list("full_attn_layers", layers, first=1)}
     per_layer = [
         Block(
             f"{'latent' if i in full else 'kimi-delta'}-{'dense' if i < first else 'moe'}",
