@@ -16,6 +16,7 @@ from .errors import InputError, UnknownNameError
 from .hwspecs.device import Device, Fact, Fleet, Host, Kind, Source
 from .hwspecs.load import fleet_of, load, names, with_bandwidth, with_drive
 from .hwspecs.load import load_fleet as _load_fleet
+from .hwspecs.unified import notes as shared_memory_notes
 from .simulator import answers as a
 from .simulator.estimate import total
 from .simulator.explain import known, quantity, rate, rows_of, sentence, shares
@@ -65,7 +66,8 @@ def load_fleet(
 ) -> tuple[Fleet, tuple[str, ...]]:
     """The hardware and notes about how it was found: by name or file, as an unnamed card, or this machine's own.
 
-    `ram_bytes_per_s` is the bandwidth of the host's memory, `nvme` its drive: a rate such as 7GB/s, or a name.
+    With a device that shares its machine's memory `vram_bytes` is the memory of that machine. `ram_bytes_per_s` is the
+    bandwidth of the host's memory, `nvme` its drive: a rate such as 7GB/s, or a name.
     """
     fleet, notes = _named(gpu, host, ram_bytes, vram_bytes, bandwidth_bytes_per_s)
     return with_drive(with_bandwidth(fleet, ram_bytes_per_s), nvme), notes
@@ -74,16 +76,17 @@ def load_fleet(
 def _named(
     gpu: str | None, host: str | None, ram_bytes: float | None, vram_bytes: float | None, bandwidth: float | None
 ) -> tuple[Fleet, tuple[str, ...]]:
+    if gpu is not None:
+        if bandwidth is not None:
+            raise InputError("--gpu names a device already", key="--vram/--bandwidth", remedy="drop them or --gpu")
+        fleet = _load_fleet(gpu, host, ram_bytes, vram_bytes)
+        return fleet, shared_memory_notes(fleet)
     if vram_bytes is not None or bandwidth is not None:
-        if gpu is not None:
-            raise InputError("names a device already", key="--vram/--bandwidth", remedy="drop them or --gpu")
         return _unnamed(vram_bytes, bandwidth, host, ram_bytes)
-    if gpu is None:
-        from .hwspecs.detect import detect
+    from .hwspecs.detect import detect
 
-        found = detect(ram_bytes)
-        return found.fleet, found.notes
-    return _load_fleet(gpu, host, ram_bytes), ()
+    found = detect(ram_bytes)
+    return found.fleet, found.notes
 
 
 def _unnamed(

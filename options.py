@@ -75,7 +75,11 @@ class Asked:
 
     gpu: Annotated[
         str | None,
-        option("h200, 2xh100-sxm, 8xh200 or your own .toml; default: this machine.", "NAME", autocompletion=gpu_names),
+        option(
+            "h200, 2xh100-sxm, m2-max-64gb, p5.48xlarge or your own .toml; default: this machine.",
+            "NAME",
+            autocompletion=gpu_names,
+        ),
     ] = None
     batch: Annotated[str, option("Users served at once.", "N")] = "1"
     context: Annotated[str | None, option("Tokens of each user in the KV cache (32k = 32768); default 8k.", "N")] = None
@@ -101,7 +105,14 @@ class Asked:
         option("What may leave the device: never, layers, experts, kv; default: whatever is fastest.", "WHAT"),
     ] = None
     host: Annotated[str | None, option("Host file (`roofplan hw list`).", "NAME")] = None
-    vram: Annotated[str | None, option("Memory of an unnamed card, such as 24GB.", "SIZE")] = None
+    vram: Annotated[
+        str | None,
+        option(
+            "Memory of an unnamed card, such as 24GB; with a --gpu that shares its machine's memory (m2-max, "
+            "dgx-spark), the machine's.",
+            "SIZE",
+        ),
+    ] = None
     bandwidth: Annotated[str | None, option("Memory bandwidth of an unnamed card, such as 1TB/s.", "RATE")] = None
     engine: Annotated[
         str | None,

@@ -92,6 +92,11 @@ def format_bytes(value: float) -> str:
     return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB", "EB"))
 
 
+def format_size(value: float) -> str:
+    """Bytes as an option takes them, exactly: `64GB` where they are whole gigabytes."""
+    return f"{value / 1e9:.0f}GB" if value % 1e9 == 0 else f"{value:.0f}B"
+
+
 def format_rate(value: float) -> str:
     """Bytes per second in decimal units."""
     return f"{format_bytes(value)}/s"

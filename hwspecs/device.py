@@ -136,6 +136,11 @@ class Device(Part):
         """Whether the device has matrix instructions for the format itself."""
         return dtype in self.peak_dense_flops_per_s
 
+    def addressable_bytes(self) -> float:
+        """Bytes its programs may take as delivered: all of its own memory, a share of what it has with its host."""
+        share = 1.0 if self.addressable_share is None else self.addressable_share.value
+        return self.capacity_bytes.value * share
+
 
 FP32_OPS_PER_CLOCK = 32  # of a core with two 256-bit multiply-add units
 SERVER_BYTES_PER_S = 150e9  # what more than four memory channels give; many channels are reached less fully than two
@@ -221,7 +226,11 @@ class Cluster(Part):
 
 @dataclass(frozen=True, eq=False)
 class Fleet:
-    """What a question runs on: `count` like devices in one node, joined by `interconnect`, fed by `host`."""
+    """What a question runs on: `count` like devices in one node, joined by `interconnect`, fed by `host`.
+
+    A node by name is a `cluster`; its `network` is one of its `network_ports` to other nodes. `memory_bytes` is what
+    the asker said of a machine whose memory the devices share.
+    """
 
     device: Device
     count: int
@@ -231,10 +240,18 @@ class Fleet:
     host_memory_bytes: float | None
     free_bytes: float | None = None
     storage: Storage | None = None
+    cluster: str = ""
+    network: Link | None = None
+    network_ports: int = 0
+    memory_bytes: float | None = None
 
     def usable_bytes(self) -> float:
-        """Bytes a process may count on per device: what is free now where that was read, else the driver's total."""
-        return self.device.capacity_bytes.value if self.free_bytes is None else self.free_bytes
+        """Bytes a process may count on per device: what is free now where that was read, else what it may address."""
+        return self.device.addressable_bytes() if self.free_bytes is None else self.free_bytes
+
+    def network_bytes_per_s(self) -> float:
+        """What all network ports of the node carry together, one direction; 0 where none is known."""
+        return 0.0 if self.network is None else self.network_ports * self.network.bandwidth_bytes_per_s.value
 
     @property
     def label(self) -> str:
@@ -242,8 +259,8 @@ class Fleet:
         return self.device.key if self.count == 1 else f"{self.count}x{self.device.key}"
 
     def sized(self, count: int) -> Fleet:
-        """The same fleet with another number of devices."""
-        return dataclasses.replace(self, count=count)
+        """The same fleet with another number of devices; a node by name it is then no longer."""
+        return dataclasses.replace(self, count=count, cluster=self.cluster if count == self.count else "")
 
 
 class Attribute(NamedTuple):

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 from ..dtypes import DType
 from ..errors import InputError, UnknownNameError
 from ..units import parse_rate
+from . import names as spoken
 from .device import Cluster, Device, Fact, Fleet, Host, Kind, Link, Part, Source, Storage
+from .unified import as_sold
 
 ROOT = Path(__file__).parent
 FOLDERS: Mapping[type[Part], str] = {
@@ -54,6 +56,8 @@ def path_of(part: type[Part], name: str) -> Path:
         close = [k for k in known if _bare(k) == _bare(key) or k.startswith(f"{key}-") or k.endswith(f"-{key}")]
         if part is Device and len(close) == 1:  # what people type; references between files are exact
             return ROOT / FOLDERS[part] / f"{close[0]}.toml"
+        if part is Device and (files := spoken.called(name)):  # what drivers and systems call it
+            return ROOT / FOLDERS[part] / f"{files[0]}.toml"
         if "/" in name or os.path.exists(name):  # noqa: PTH110 - Path.exists raises on a name too long
             raise InputError("not a hardware file", file=name, remedy="give the path of a .toml file or a bundled name")
         raise UnknownNameError(part.__name__.lower(), name, known, listing="roofplan hw list")
@@ -178,25 +182,80 @@ def _flag(raw: object, file: str, key: str, sources: Mapping[str, Source]) -> bo
 _READERS = {"fact": _fact, "rates": _rates, "text": _text, "flag": _flag}
 
 
-def load_fleet(name: str, host: str | None = None, host_memory_bytes: float | None = None) -> Fleet:
-    """A fleet from `h200`, `2xh100-sxm`, a cluster name such as `8xh200`, or a user's own TOML (`2x./mine.toml`).
+def load_fleet(
+    name: str, host: str | None = None, host_memory_bytes: float | None = None, memory_bytes: float | None = None
+) -> Fleet:
+    """A fleet from `h200`, `2xh100-sxm`, a node or instance such as `8xh200` or `p5.48xlarge`, or a user's own TOML
+    (`2x./mine.toml`).
 
-    Without a host the fleet has no host memory; `host_memory_bytes` states it alone.
+    Without a host the fleet has no host memory; `host_memory_bytes` states it alone. `memory_bytes` is the memory of
+    the machine, where devices share it (`m2-max`; `m2-max-64gb` says it in the name).
     """
-    count = 1
-    if name.lower() in names(Cluster):
-        cluster = load(Cluster, name.lower())
-        name, count = cluster.device, int(cluster.device_count.value)
-        host = host or cluster.host
+    node = cluster_of(name)
+    if node is not None:
+        found = load(Device, node.device)
+        device = found if memory_bytes is None else as_sold(found, memory_bytes)
+        count, host = int(node.device_count.value), host or node.host
     else:
         match = re.fullmatch(r"(\d{1,9})x(.+)", name, re.IGNORECASE)
+        count = 1
         if match and not os.path.isfile(name):  # noqa: PTH113 - Path.is_file raises on a name too long
             count, name = int(match.group(1)), match.group(2)
-    if not 1 <= count <= MAX_DEVICES:
-        problem = f"number of devices of one node must lie between 1 and {MAX_DEVICES}"
+        device, memory_bytes = _device(name, memory_bytes)
+        if not 1 <= count <= MAX_DEVICES:
+            _refuse_absurd(count, device)
+    fleet = fleet_of(device, count, load(Host, host) if host else None, host_memory_bytes)
+    fleet = dataclasses.replace(fleet, memory_bytes=memory_bytes)
+    return fleet if node is None else _in_node(fleet, node)
+
+
+def cluster_of(name: str) -> Cluster | None:
+    """The node or instance of that name, if there is one: clouds write dots, underscores and capitals."""
+    key = re.sub(r"[ _.]", "-", name.strip().lower())
+    known = names(Cluster)
+    found = next((k for k in (key, f"standard-{key}") if k in known), None)
+    return None if found is None else load(Cluster, found)
+
+
+def _in_node(fleet: Fleet, node: Cluster) -> Fleet:
+    """The fleet as the node joins it: its own link between devices where it has one, and its network."""
+    return dataclasses.replace(
+        fleet,
+        cluster=node.key,
+        interconnect=load(Link, node.interconnect) if node.interconnect else fleet.interconnect,
+        network=load(Link, node.network) if node.network else None,
+        network_ports=int(node.network_ports.value) if node.network_ports else 0,
+    )
+
+
+def _device(name: str, memory_bytes: float | None) -> tuple[Device, float | None]:
+    """The device of that name, with the memory stated beside it or at its end (`m2-max-64gb`), and that memory."""
+    try:
+        device = load(Device, name)
+    except UnknownNameError:
+        match = re.fullmatch(r"(.+?)[-_ ]?(\d{1,4}) ?gb", name.strip(), re.IGNORECASE)
+        if match is None or memory_bytes is not None or not _shares_memory(match.group(1)):
+            raise
+        device, memory_bytes = load(Device, match.group(1)), float(match.group(2)) * 1e9
+    return (device if memory_bytes is None else as_sold(device, memory_bytes)), memory_bytes
+
+
+def _shares_memory(name: str) -> bool:
+    """Whether that is a device without memory of its own."""
+    try:
+        return load(Device, name).unified_memory
+    except UnknownNameError:
+        return False
+
+
+def _refuse_absurd(count: int, device: Device) -> None:
+    """More devices than usual are one node only where a listed node has as many of them."""
+    nodes = (load(Cluster, key) for key in names(Cluster))
+    most = max((int(n.device_count.value) for n in nodes if n.device == device.key), default=0)
+    limit = max(MAX_DEVICES, most)
+    if not 1 <= count <= limit:
+        problem = f"number of devices of one node must lie between 1 and {limit}"
         raise InputError(problem, key="--gpu", value=count, remedy="several nodes are not modelled yet")
-    device = load(Device, name)
-    return fleet_of(device, count, load(Host, host) if host else None, host_memory_bytes)
 
 
 def fleet_of(device: Device, count: int = 1, host: Host | None = None, host_memory_bytes: float | None = None) -> Fleet:

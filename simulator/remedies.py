@@ -7,7 +7,7 @@ import dataclasses
 from ..dtypes import DType
 from ..hwspecs.device import Device
 from ..hwspecs.load import fleet_of, load, names
-from ..units import format_gib
+from ..units import format_gib, format_size
 from .answers import Remedy
 from .calibration import CalibrationSet
 from .inference import decode
@@ -110,16 +110,17 @@ def _more_devices(candidate: Candidate, wishes: Wishes) -> Remedy | None:
         found, note = fewest_devices(grown, wishes._replace(tp=None, pp=None), counts), ", without --tp and --pp"
     if found is None:
         return None
-    name = f"{found.devices}x{scenario.fleet.device.key}"
-    return Remedy(name, f"fits surely with {found.numerics.weights.name} weights", f"--gpu {name}{note}")
+    name, shared = f"{found.devices}x{scenario.fleet.device.key}", scenario.fleet.memory_bytes
+    flags = f"--gpu {name}" + (f" --vram {format_size(shared)}" if shared else "") + note
+    return Remedy(name, f"fits surely with {found.numerics.weights.name} weights", flags)
 
 
 def _larger_device(candidate: Candidate, wishes: Wishes) -> Remedy | None:
     """The smallest bundled device with more memory that holds the scenario alone."""
     scenario = candidate.scenario
-    here = scenario.fleet.device.capacity_bytes.value
-    larger = [d for d in (load(Device, n) for n in names(Device)) if d.capacity_bytes.value > here * 1.02]
-    for device in sorted(larger, key=lambda d: d.capacity_bytes.value):
+    here = scenario.fleet.device.addressable_bytes()
+    larger = [d for d in (load(Device, n) for n in names(Device)) if d.addressable_bytes() > here * 1.02]
+    for device in sorted(larger, key=lambda d: d.addressable_bytes()):
         grown = scenario.but(fleet=fleet_of(device), sharding=Sharding())
         found = fewest_devices(grown, wishes, (1,))
         if found is not None:

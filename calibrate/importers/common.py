@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...dtypes import DType
 from ...errors import InputError
+from ...hwspecs import names
 from ..columns import ORDER
 from ..records import MAX_TEXT, Record
 
@@ -115,18 +114,14 @@ def device_of(given: Given, seen: str, file: str) -> str:
     """The device asked for, else the listed one that the file names as its driver does."""
     if given.device:
         return given.device
-    known = _driver_names().get(seen)
-    if known is None:
+    known = names.called(seen)
+    if len(known) > 1:
+        problem = f"the driver calls several devices {seen}"
+        raise InputError(problem, file=file, key="--device", remedy=f"say which: {' or '.join(known)}")
+    if not known:
         problem = f"the file does not say which device of ours it ran on{f' ({seen})' if seen else ''}"
         raise InputError(problem, file=file, key="--device", remedy="name it: `roofplan hw list`")
-    return known
-
-
-@cache
-def _driver_names() -> dict[str, str]:
-    from ...hwspecs.load import ROOT
-
-    return {k: str(v) for k, v in tomllib.loads((ROOT / "nvml.toml").read_text(encoding="utf-8")).items()}
+    return known[0]
 
 
 def model_of(given: Given, seen: str, file: str) -> str:

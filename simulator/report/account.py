@@ -12,6 +12,7 @@ from ...calibrate import store
 from ...calibrate.transfer import Calibrations
 from ...hwspecs.device import Device
 from ...hwspecs.load import names
+from ...units import format_size
 from .. import answers as a
 from .. import engines
 from ..estimate import Estimate, Tier
@@ -64,7 +65,9 @@ def flags_of(scenario: Scenario, wishes: Wishes) -> str:
         words += [f"--bandwidth {fleet.device.bandwidth_bytes_per_s.value:.0f}B/s"]
     elif fleet.device.file.endswith(".toml"):
         bundled = fleet.device.key in names(Device)
-        words += [f"--gpu {fleet.label if bundled else fleet.label.replace(fleet.device.key, fleet.device.file)}"]
+        label = fleet.label if bundled else fleet.label.replace(fleet.device.key, fleet.device.file)
+        words += [f"--gpu {fleet.cluster or label}"]
+        words += [f"--vram {format_size(fleet.memory_bytes)}"] if fleet.memory_bytes else []
     words += [f"--batch {int(scenario.batch)}", f"--context {int(scenario.context)}"]
     if int(scenario.prompt) != int(scenario.context):
         words += [f"--prompt {int(scenario.prompt)}"]
