@@ -48,10 +48,11 @@ class LintFinding(NamedTuple):
 
 
 class LintReport(NamedTuple):
-    """All findings over the files that were checked."""
+    """All findings over the files that were checked; notes are what a file may go without, at a cost."""
 
     files: int
     findings: tuple[LintFinding, ...]
+    notes: tuple[LintFinding, ...] = ()
 
 
 class CompareRow(NamedTuple):

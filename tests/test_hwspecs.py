@@ -8,12 +8,12 @@ import pytest
 
 from roofplan.dtypes import DType
 from roofplan.errors import InputError, RoofplanError, UnknownNameError
-from roofplan.hwspecs import lint as checks
 from roofplan.hwspecs import load
-from roofplan.hwspecs.device import Cluster, Device, Fact, Host, Kind, Link, Part, Source, attributes
-from roofplan.hwspecs.lint import CHECKS, MIN_SOURCED_NUMBERS, Finding, facts_of, lint
+from roofplan.hwspecs.device import Cluster, Device, Fact, Host, Kind, Link, Part, Source, Storage, attributes
+from roofplan.hwspecs.lint import CHECKS, MIN_SOURCED_NUMBERS, STAGES, Finding, facts_of, lint, notes
+from roofplan.hwspecs.lint.plausible import RANGES
 
-PARTS = [(part, name) for part in (Device, Host, Link, Cluster) for name in load.names(part)]
+PARTS = [(part, name) for part in (Device, Host, Link, Storage, Cluster) for name in load.names(part)]
 
 
 def ids(value: object) -> str:
@@ -123,8 +123,59 @@ def guessed() -> Part:
     )
     one = {DType.BF16: h100().peak_dense_flops_per_s[DType.BF16]}
     bare = dataclasses.replace(bare, peak_dense_flops_per_s=one, flops_per_clock_per_sm={})
-    cited = {f.source for _, f in facts_of(bare)}
-    return dataclasses.replace(bare, sources={k: v for k, v in bare.sources.items() if k in cited})
+    return cleaned(bare)
+
+
+def cleaned(part: Device) -> Device:
+    """The device without sources that nothing cites any more."""
+    cited = {f.source for _, f in facts_of(part)}
+    return dataclasses.replace(part, sources={k: v for k, v in part.sources.items() if k in cited})
+
+
+def all_times(part: Device, by: float, *fields: str) -> Device:
+    """The device with numbers or whole tables of numbers multiplied."""
+    for field in fields:
+        old = getattr(part, field)
+        new = fact(old.value * by, old) if isinstance(old, Fact) else {k: fact(v.value * by, v) for k, v in old.items()}
+        part = dataclasses.replace(part, **{field: new})
+    return part
+
+
+def both_dies() -> Part:
+    """The MI250X as its data sheet has it: two dies with twice everything."""
+    rates = [f for f in ("peak_dense_flops_per_s", "peak_sparse_flops_per_s") if getattr(part_of("mi250x-gcd"), f)]
+    return all_times(part_of("mi250x-gcd"), 2, "bandwidth_bytes_per_s", *rates)
+
+
+def part_of(name: str) -> Device:
+    return load.load(Device, name)
+
+
+def full_rate_geforce() -> Part:
+    """The RTX 4090 with the columns of fp16 accumulation, in every table."""
+    card = part_of("rtx-4090")
+    formats = (DType.FP16, DType.BF16, DType.FP8)
+    for field in ("peak_dense_flops_per_s", "peak_sparse_flops_per_s", "flops_per_clock_per_sm"):
+        for dtype in formats:
+            card = times(card, field, 2, dtype)
+    return card
+
+
+def with_rate(name: str, dtype: DType, like: DType) -> Part:
+    """The device with a format it does not have, at the rate of one it has."""
+    part = part_of(name)
+    rates = {**part.peak_dense_flops_per_s, dtype: part.peak_dense_flops_per_s[like]}
+    return dataclasses.replace(part, peak_dense_flops_per_s=rates)
+
+
+def stated(part: Part, field: str, value: float) -> Part:
+    """The part with one number written as something else."""
+    return dataclasses.replace(part, **{field: fact(value, getattr(part, field))})
+
+
+def copied() -> Part:
+    """A device that was started as a copy: one number changed, its source not."""
+    return dataclasses.replace(times(h100(), "power_w", 0.5), key="h100-quiet", file="h100-quiet.toml")
 
 
 MISTAKES = {
@@ -137,12 +188,52 @@ MISTAKES = {
     "peak_is_sm_times_clock_times_ops": [
         (sparse_as_dense, "peak_dense_flops_per_s.fp8", "a sparse rate used as dense"),
         (
-            lambda: times(h100(), "flops_per_clock_per_sm", 0.9, DType.TF32),
-            "peak_dense_flops_per_s.tf32",
+            lambda: times(part_of("rtx-4090"), "flops_per_clock_per_sm", 0.9, DType.FP8),
+            "peak_dense_flops_per_s.fp8",
             "SMs x clock",
         ),
     ],
-    "sparse_is_twice_dense": [(sparse_copied_from_dense, "peak_sparse_flops_per_s.bf16", "is not twice dense")],
+    "sparse_is_twice_dense": [
+        (sparse_copied_from_dense, "peak_sparse_flops_per_s.bf16", "one column for both"),
+        (lambda: times(h100(), "peak_sparse_flops_per_s", 2, DType.FP8), "peak_sparse_flops_per_s.fp8", "not twice"),
+    ],
+    "figures_are_of_one_device": [(both_dies, "bandwidth_bytes_per_s", "a package of two")],
+    "clock_is_the_one_of_the_rates": [
+        (lambda: stated(part_of("rtx-4090"), "clock_hz", 2.235e9), "clock_hz", "rates are at 2.521 GHz: a base clock"),
+        (lambda: stated(part_of("rtx-3090"), "clock_hz", 1.86e9), "clock_hz", "a card's own boost"),
+    ],
+    "consumer_cards_accumulate_at_half_rate": [
+        (full_rate_geforce, "peak_dense_flops_per_s.fp16", "fp16, bf16, fp8: the rate with fp16 accumulation"),
+    ],
+    "formats_exist_on_the_architecture": [
+        (lambda: with_rate("rtx-2080-ti", DType.BF16, DType.FP16), "peak_dense_flops_per_s.bf16", "turing has no"),
+        (lambda: with_rate("v100-32gb", DType.TF32, DType.FP32), "peak_dense_flops_per_s.tf32", "volta has no"),
+        (lambda: with_rate("a100-80gb", DType.FP8, DType.INT8), "peak_dense_flops_per_s.fp8", "ampere has no"),
+        (lambda: with_rate("l40s", DType.FP4, DType.FP8), "peak_dense_flops_per_s.fp4", "ada has no"),
+        (lambda: with_rate("mi210", DType.FP8, DType.INT8), "peak_dense_flops_per_s.fp8", "cdna2 has no"),
+        (lambda: with_rate("mi300x", DType.FP4, DType.FP8), "peak_dense_flops_per_s.fp4", "cdna3 has no"),
+        (lambda: with_rate("rx-7900-xtx", DType.FP8, DType.INT8), "peak_dense_flops_per_s.fp8", "rdna3 has no"),
+        (lambda: with_rate("m1", DType.BF16, DType.FP16), "peak_dense_flops_per_s.bf16", "apple7 has no"),
+        (lambda: with_rate("arc-b580", DType.FP8, DType.INT8), "peak_dense_flops_per_s.fp8", "xe2-hpg has no"),
+        (lambda: with_rate("tpu-v4", DType.INT4, DType.INT8), "peak_dense_flops_per_s.int4", "tpu-v4 has no"),
+    ],
+    "numbers_are_in_their_units": [
+        (lambda: stated(h100(), "clock_hz", 1830), "clock_hz", "MHz or GHz"),
+        (lambda: stated(h100(), "clock_hz", 1.83), "clock_hz", "MHz or GHz"),
+        (lambda: stated(h100(), "power_w", 0.7), "power_w", "kilowatts"),
+        (lambda: stated(h100(), "l2_bytes", 50), "l2_bytes", "megabytes"),
+        (lambda: stated(h100(), "bandwidth_bytes_per_s", 3350), "bandwidth_bytes_per_s", "GB/s"),
+        (lambda: stated(h100(), "capacity_bytes", 80), "capacity_bytes", "gigabytes"),
+        (lambda: stated(h100(), "shared_memory_per_sm_bytes", 228), "shared_memory_per_sm_bytes", "kilobytes"),
+        (lambda: stated(h100(), "memory_bits_per_s_per_pin", 5.2), "memory_bits_per_s_per_pin", "Gb/s"),
+        (lambda: stated(h100(), "sm_count", 132.5), "sm_count", "not whole"),
+        (lambda: times(h100(), "peak_sparse_flops_per_s", 1e-12, DType.FP8), "peak_sparse_flops_per_s.fp8", "TFLOP/s"),
+        (lambda: stated(part_of("m2-max"), "addressable_share", 75), "addressable_share", "per cent"),
+        (lambda: stated(load.load(Host, "dgx-h200"), "memory_transfers_per_s", 4400), "memory_transfers_per_s", "MT/s"),
+        (lambda: stated(load.load(Link, "pcie4-x16"), "encoding", 98.5), "encoding", "per cent"),
+        (lambda: stated(load.load(Storage, "nvme-gen4"), "read_bytes_per_s", 7450), "read_bytes_per_s", "MB/s"),
+        (lambda: stated(load.load(Cluster, "8xh200"), "device_count", 7.5), "device_count", "not whole"),
+    ],
     "bandwidth_is_bus_times_rate": [
         (lambda: times(h100(), "bandwidth_bytes_per_s", 3.0 / 3.35), "bandwidth_bytes_per_s", "bus x rate"),
         (lambda: times(h100(), "memory_bits_per_s_per_pin", 0.5), "bandwidth_bytes_per_s", "bus x rate"),
@@ -156,6 +247,34 @@ MISTAKES = {
         (lambda: times(h100(), "interconnect_bytes_per_s", 2), "interconnect_bytes_per_s", "both directions"),
         (lambda: times(h100(), "interconnect_bytes_per_s", 1 / 18), "interconnect_bytes_per_s", "times what nvlink4"),
     ],
+    "interconnect_is_of_one_device": [
+        (lambda: stated(h100(), "interconnect_bytes_per_s", 7.2e12), "interconnect_bytes_per_s", "16 times nvlink4"),
+        (lambda: times(h100(), "interconnect_bytes_per_s", 8), "interconnect_bytes_per_s", "or gigabits"),
+    ],
+    "shared_memory_has_a_share": [
+        (lambda: cleaned(without(part_of("m2-max"), "addressable_share")), "addressable_share", "state the share"),
+        (lambda: dataclasses.replace(part_of("m2-max"), unified_memory=False), "addressable_share", "unified_memory"),
+    ],
+    "link_carries_bytes_not_bits": [
+        (lambda: times(load.load(Link, "nvlink4"), "bandwidth_bytes_per_s", 8), "bandwidth_bytes_per_s", "gigabits"),
+        (
+            lambda: stated(load.load(Link, "ethernet-400g"), "bandwidth_bytes_per_s", 400e9),
+            "bandwidth_bytes_per_s",
+            "5e+10",
+        ),
+        (
+            lambda: stated(load.load(Link, "infiniband-ndr"), "bandwidth_bytes_per_s", 400e9),
+            "bandwidth_bytes_per_s",
+            "bits",
+        ),
+    ],
+    "network_ports_carry_bytes_not_bits": [
+        (
+            lambda: times(load.load(Cluster, "p5-48xlarge"), "network_ports", 8),
+            "network_ports",
+            "gigabits for gigabytes",
+        ),
+    ],
     "narrower_formats_are_not_slower": [(swapped_columns, "peak_dense_flops_per_s.int8", "slower than bf16")],
     "accumulation_is_stated": [(lambda: dataclasses.replace(h100(), accumulate=""), "accumulate", "not stated")],
     "link_is_lanes_times_rate": [
@@ -164,14 +283,30 @@ MISTAKES = {
     ],
     "host_bandwidth_is_channels_times_rate": [
         (
-            lambda: times(load.load(Host, "dgx-h200"), "memory_channels", 0.5),
+            lambda: times(load.load(Host, "dgx-h200"), "memory_bandwidth_bytes_per_s", 4.8 / 4.4),
             "memory_bandwidth_bytes_per_s",
-            "channels",
+            "channels x rate x 8",
         ),
     ],
+    "host_bandwidth_counts_channels_not_modules": [
+        (
+            lambda: times(load.load(Host, "dgx-h200"), "memory_bandwidth_bytes_per_s", 2),  # 32 modules
+            "memory_bandwidth_bytes_per_s",
+            "2 times channels",
+        ),
+        (
+            lambda: times(load.load(Host, "dgx-h200"), "memory_channels", 0.5),  # of one socket
+            "memory_bandwidth_bytes_per_s",
+            "channels are a socket's",
+        ),
+    ],
+    "a_source_line_is_of_one_part": [(copied, "power_w", "h100-sxm has 700 from the same place")],
     "sources_are_used": [(foreign_source, "sources.leftover", "no number cites")],
     "enough_sourced_numbers": [(guessed, "*", f"at least {MIN_SOURCED_NUMBERS} wanted")],
 }
+
+
+BY_NAME = {check.__name__: check for check in CHECKS}
 
 
 @pytest.mark.parametrize(
@@ -182,14 +317,46 @@ MISTAKES = {
 def test_each_check_finds_its_mistake_and_nothing_else_does(check: str, mistake, key: str, words: str) -> None:
     part = mistake()
     (finding,) = lint(part)
-    assert finding == next(iter(getattr(checks, check)(part)))
+    assert finding == next(iter(BY_NAME[check](part)))
     assert isinstance(finding, Finding) and finding.file == part.file and finding.key == key
     assert words in finding.problem
 
 
 def test_no_check_is_untested() -> None:
-    assert {check.__name__ for check in CHECKS} == set(MISTAKES)
+    assert set(BY_NAME) == set(MISTAKES) and len(CHECKS) == len(BY_NAME) == sum(map(len, STAGES))
     assert all(check.__doc__ for check in CHECKS)
+
+
+def test_every_number_of_the_schema_has_a_range_with_its_unit() -> None:
+    for part in (Device, Host, Link, Storage, Cluster):
+        numbers = {row.name for row in attributes(part) if row.type in ("fact", "rates")}
+        assert numbers == set(RANGES[part])
+        assert all(r.low < r.high and r.slip for r in RANGES[part].values())
+
+
+def test_bundled_numbers_keep_a_distance_to_the_ends_of_their_ranges() -> None:
+    """A range that a slip of three digits could hide in would find nothing: most are left by a thousandfold."""
+    for part, name in PARTS:
+        for key, number in facts_of(load.load(part, name)):
+            allowed = RANGES[part][key.split(".")[0]]
+            if allowed.whole or "per_clock" in key or key in ("compute_capability", "addressable_share", "encoding"):
+                continue
+            slips = [number.value * by for by in (1e-9, 1e-6, 1e6, 1e9)]
+            assert not all(allowed.low <= slip <= allowed.high for slip in slips), (name, key)
+
+
+def test_what_is_left_out_is_a_note_and_no_finding() -> None:
+    bare = cleaned(without(h100(), "l2_bytes"))
+    assert [n.key for n in notes(bare)] == ["l2_bytes"] and lint(bare) == [] and notes(h100()) == []
+    assert [n.key for n in notes(without(h100(), "sm_count", "clock_hz"))] == ["sm_count", "clock_hz"]
+
+
+def test_a_users_copy_answers_for_its_own_sources(mine: Path) -> None:
+    """As long as nothing is changed a copy is the same card; a changed number needs another source."""
+    assert lint(load.load(Device, str(mine))) == []
+    edit(mine, "power_w = { value = 450", "power_w = { value = 320")
+    (finding,) = lint(load.load(Device, str(mine)))
+    assert (finding.key, finding.file) == ("power_w", str(mine)) and "rtx-4090 has 450" in finding.problem
 
 
 def test_both_directions_are_found_on_a_pcie_card_too() -> None:

@@ -154,8 +154,10 @@ def test_variants_of_llama_bench(tmp_path: Path) -> None:
         one(gpu_info="NVIDIA GeForce RTX 4090, NVIDIA GeForce RTX 4090", split_mode="row").records[0].number("tp") == 2
     )
     assert one("h200", gpu_info="NVIDIA GeForce RTX 3060").records[0].device == "h200"
-    with pytest.raises(InputError, match="--device"):
-        one(gpu_info="NVIDIA GeForce RTX 3060")
+    assert one(gpu_info="NVIDIA GeForce RTX 3060").records[0].device == "rtx-3060"
+    for unclear, reason in (("NVIDIA GeForce GT 710", "--device"), ("NVIDIA GeForce RTX 3080", "rtx-3080-12gb")):
+        with pytest.raises(InputError, match=reason):
+            one(gpu_info=unclear)
     for changes, reason in (
         ({"n_gpu_layers": 0}, "no layer on the GPU"),
         ({"n_cpu_moe": 4}, "experts on the CPU"),

@@ -91,7 +91,11 @@ def _sheet(out: Console, answer: a.HardwareSheet) -> None:
 def _lint(out: Console, answer: a.LintReport) -> None:
     for finding in answer.findings:
         out.print(f"[bold red]{escape(finding.file)}[/]: {escape(f'{finding.key}: {finding.problem}')}")
-    out.print(f"{answer.files} file{'s' * (answer.files != 1)} checked, {len(answer.findings)} findings")
+    if answer.files == 1:  # of many files the number is enough
+        for note in answer.notes:
+            out.print(f"[yellow]note:[/] {escape(f'{note.file}: {note.key}: {note.problem}')}")
+    noted = f", {len(answer.notes)} notes" if answer.notes else ""
+    out.print(f"{answer.files} file{'s' * (answer.files != 1)} checked, {len(answer.findings)} findings{noted}")
 
 
 def _columns(out: Console, answer: a.RecordSchema) -> None:

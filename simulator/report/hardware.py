@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ...hwspecs.device import Cluster, Device, Host, Link, Part, Storage, attributes
-from ...hwspecs.lint import facts_of, lint
+from ...hwspecs.lint import facts_of, lint, notes
 from ...hwspecs.load import load, names
 from .. import catalogue as a
 
@@ -49,8 +49,9 @@ def sheet(part: Part) -> a.HardwareSheet:
 
 def lint_all(parts: Sequence[Part]) -> a.LintReport:
     """Findings over some parts."""
-    findings = [a.LintFinding(f.file, f.key, f.problem) for part in parts for f in lint(part)]
-    return a.LintReport(len(parts), tuple(findings))
+    found, noted = ([f for part in parts for f in check(part)] for check in (lint, notes))
+    findings, told = (tuple(a.LintFinding(*finding) for finding in list_) for list_ in (found, noted))
+    return a.LintReport(len(parts), findings, told)
 
 
 def bundled_parts() -> list[Part]:
