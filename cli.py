@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import DATA_DATE, __version__
-from .calibrate import commands
+from .calibrate import commands as measurements
 from .errors import ExitCode, InputError, RoofplanError, SurroundingsError
-from .options import Asked, Json, Model, Plot, asking, examples, gpu_names, group, model_names, option
+from .hwspecs import commands as hardware
+from .options import Asked, Json, Model, Plot, asking, examples, group, model_names, option
 from .units import parse_count
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ app = group(
     "What fits on your GPUs, how fast it runs, and how far to trust each number.",
     examples("fits --gpu rtx-4090", "fits qwen3-32b", "explain qwen3-32b --gpu h200", "hw list", "models list"),
 )
-hw = group("Hardware files: list, show, lint, compare.")
 models = group("Models: list the bundled ones, show any of them tensor by tensor.")
-app.add_typer(hw, name="hw")
 app.add_typer(models, name="models")
 
 
@@ -157,72 +156,6 @@ def serve(
     _answer(api.ask_serve(scenario, calibrations, wishes, alike=alike), json, notes)
 
 
-HardwareName = Annotated[str, typer.Argument(help="Bundled name or your own .toml.", autocompletion=gpu_names)]
-
-
-@hw.command("list")
-def hw_list(json: Json = False) -> None:
-    """Every bundled GPU, host, drive, link and cluster."""
-    from .simulator.report import hardware
-
-    _plain(hardware.list_all(), json)
-
-
-@hw.command("show")
-def hw_show(
-    name: HardwareName,
-    toml: Annotated[bool, typer.Option("--toml", help="Print the file itself, to copy and edit.")] = False,
-    json: Json = False,
-) -> None:
-    """Every number of a hardware file with its source."""
-    from .simulator.report import hardware
-
-    part = hardware.find(name)
-    if toml:
-        typer.echo(Path(part.file).read_text(encoding="utf-8"), nl=False)
-        return
-    _plain(hardware.sheet(part), json)
-
-
-@hw.command("lint")
-def hw_lint(
-    files: Annotated[list[str] | None, typer.Argument(help="Names or .toml files; default: all bundled.")] = None,
-    json: Json = False,
-) -> None:
-    """Cross-check hardware files; exit code 1 if anything is found."""
-    from .simulator.report import hardware
-
-    parts = [hardware.find(name) for name in files] if files else hardware.bundled_parts()
-    _plain(hardware.lint_all(parts), json)
-
-
-@hw.command("compare")
-def hw_compare(
-    devices: Annotated[list[str], typer.Argument(help="Two or more devices.", autocompletion=gpu_names)],
-    json: Json = False,
-) -> None:
-    """Devices side by side, each number as a multiple of the first."""
-    from .hwspecs.device import Device
-    from .hwspecs.load import load
-    from .simulator.report import hardware
-
-    _plain(hardware.compare([load(Device, name) for name in devices]), json)
-
-
-@hw.command("schema")
-def hw_schema() -> None:
-    """The keys a hardware file may have, with units and meaning."""
-    from .hwspecs.device import attributes
-    from .simulator.report import text
-    from .simulator.report.hardware import PARTS
-
-    out = text.console()
-    for part in PARTS:
-        rows = ([a.name, a.type, a.unit, "yes" if a.required else "", a.meaning] for a in attributes(part))
-        out.print(f"\n[bold]{part.__name__.lower()}[/]")
-        out.print(text.table(["key", "type", "unit", "required", "meaning"], rows, left=5))
-
-
 @models.command("list")
 def models_list(json: Json = False) -> None:
     """Every bundled model with its size."""
@@ -306,7 +239,8 @@ def _answer(report: "Report", json: bool, notes: tuple[str, ...], plot: Path | N
         raise typer.Exit(ExitCode.NO)
 
 
-commands.register(app, group, examples, _plain)
+measurements.register(app, group, examples, _plain)
+hardware.register(app, group, examples, _plain)
 
 
 def main() -> None:

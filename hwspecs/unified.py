@@ -22,9 +22,8 @@ def with_memory(device: Device, memory_bytes: float) -> Device:
     if device.vendor == "apple" and share is not None:
         usual = METAL_SMALL if memory_bytes <= METAL_SMALL_BYTES else METAL_LARGE
         share = Fact(usual, share.source, Kind.DERIVED)
-    return dataclasses.replace(
-        device, capacity_bytes=Fact(memory_bytes, capacity.source, Kind.DERIVED), addressable_share=share
-    )
+    counted = Fact(memory_bytes, capacity.source, Kind.DERIVED)
+    return dataclasses.replace(device, capacity_bytes=counted, advertised_capacity_bytes=None, addressable_share=share)
 
 
 def as_sold(device: Device, stated_bytes: float, key: str = "--vram") -> Device:

@@ -6,12 +6,21 @@ from typing import NamedTuple
 
 
 class HardwareRow(NamedTuple):
-    """One bundled hardware file."""
+    """One bundled hardware file. Memory and bandwidth are those of the part (a link: one direction; a drive: reading).
+
+    `flops_per_s` is the dense rate in `dtype`: bf16, else fp16, else the widest there is; a cluster has neither but
+    says what it is made of.
+    """
 
     key: str
     kind: str
     name: str
     facts: int
+    memory_bytes: float | None
+    bandwidth_bytes_per_s: float | None
+    flops_per_s: float | None
+    dtype: str
+    made_of: str
 
 
 class HardwareList(NamedTuple):
@@ -31,11 +40,20 @@ class FactRow(NamedTuple):
     where: str
 
 
-class HardwareSheet(NamedTuple):
-    """A hardware file number by number."""
+class WordRow(NamedTuple):
+    """One word of a hardware file: its vendor, the link it names, ..."""
 
     key: str
+    value: str
+
+
+class HardwareSheet(NamedTuple):
+    """A hardware file word by word and number by number."""
+
+    key: str
+    kind: str
     name: str
+    words: tuple[WordRow, ...]
     facts: tuple[FactRow, ...]
 
 
@@ -45,6 +63,15 @@ class LintFinding(NamedTuple):
     file: str
     key: str
     problem: str
+
+
+class HardwareDraft(NamedTuple):
+    """A new hardware file, what is still wrong with it and what it leaves out."""
+
+    file: str
+    started_from: str
+    findings: tuple[LintFinding, ...]
+    notes: tuple[LintFinding, ...]
 
 
 class LintReport(NamedTuple):
@@ -282,6 +309,7 @@ class FigureReport(NamedTuple):
 CatalogueAnswer = (
     HardwareList
     | HardwareSheet
+    | HardwareDraft
     | LintReport
     | Comparison
     | ModelList

@@ -33,10 +33,15 @@ ANSWERS = [
     ["serve", "llama-3.1-8b", "--gpu", "l40s", "--clients", "2k", "--prompt", "4k", "--output", "64", "--alike"],
     ["serve", "llama-3.1-70b", "--gpu", "rtx-4090", "--clients", "2", "--prompt", "1k", "--output", "512"],
     ["hw", "list"],
+    ["hw", "list", "rtx", "--kind", "gpu"],
     ["hw", "show", "h200"],
+    ["hw", "show", "dgx-h200"],
     ["hw", "show", "nvlink4"],
     ["hw", "lint"],
     ["hw", "compare", "h200", "h100-sxm"],
+    ["hw", "compare", "rtx-4090", "m2-max-64gb", "mi300x", "tpu-v5e"],
+    ["fits", "llama-3.1-8b", "--gpu", "m2-max-64gb"],
+    ["fits", "llama-3.1-8b", "--gpu", "p5.48xlarge"],
     ["models", "list"],
     ["models", "show", "qwen3-30b-a3b"],
     ["records", "schema"],
@@ -410,7 +415,19 @@ def test_the_tools_own_findings_are_a_no(tmp_path: Path, capsys: pytest.CaptureF
 def test_version_and_help_and_module() -> None:
     assert shell("--version").stdout.startswith("roofplan 0.")
     assert "data of 20" in shell("--version").stdout
-    for words in ("", "fits", "explain", "memory", "serve", "hw", "hw compare", "models", "calibrate", "validate"):
+    for words in (
+        "",
+        "fits",
+        "explain",
+        "memory",
+        "serve",
+        "hw",
+        "hw compare",
+        "hw new",
+        "models",
+        "calibrate",
+        "validate",
+    ):
         text = shell(*words.split(), "--help").stdout
         assert "Usage" in text
     assert "roofplan fits ./model-Q4_K_M.gguf --gpu rtx-4090" in shell("fits", "--help").stdout

@@ -39,7 +39,7 @@ def find(system: System, host_memory_bytes: float | None) -> Detected | None:
     if nvml is None:
         return _jetson(system, host_memory_bytes)
     try:
-        seen = [_describe(nvml, handle, system) for handle in _visible(nvml, system)]
+        seen = [_describe(nvml, handle, system) for handle in visible(nvml, system)]
         return together(seen, host_memory_bytes) if seen else None
     except nvml.NVMLError as error:
         raise SurroundingsError(
@@ -62,7 +62,7 @@ def opened() -> Any | None:
     return pynvml
 
 
-def _visible(nvml: Any, system: System) -> list[Any]:
+def visible(nvml: Any, system: System) -> list[Any]:
     """Handles of the devices CUDA programs of this process would see; MIG slices where MIG is on."""
     handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
     wanted = system.environment.get("CUDA_VISIBLE_DEVICES")
@@ -113,10 +113,9 @@ def memory_of(nvml: Any, handle: Any, system: System) -> Memory:
 
 def _describe(nvml: Any, handle: Any, system: System) -> Seen:
     """The device behind a handle: a listed card, a slice of one, or a draft from what the driver tells."""
-    is_slice = _is_slice(nvml, handle)
-    whole = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_slice else handle
-    name, memory = text(nvml.nvmlDeviceGetName(whole)), memory_of(nvml, whole, system)
-    device, notes = _whole(nvml, whole, name, memory, system)
+    is_slice, parent = _is_slice(nvml, handle), whole(nvml, handle)
+    name, memory = text(nvml.nvmlDeviceGetName(parent)), memory_of(nvml, parent, system)
+    device, notes = _card(nvml, parent, name, memory, system)
     if is_slice:
         memory = memory_of(nvml, handle, system)
         device = _sliced(device, nvml.nvmlDeviceGetAttributes(handle))
@@ -124,7 +123,7 @@ def _describe(nvml: Any, handle: Any, system: System) -> Seen:
     return Seen(device, min(memory.free_bytes, device.capacity_bytes.value), notes)
 
 
-def _whole(nvml: Any, handle: Any, name: str, memory: Memory, system: System) -> tuple[Device, tuple[str, ...]]:
+def _card(nvml: Any, handle: Any, name: str, memory: Memory, system: System) -> tuple[Device, tuple[str, ...]]:
     files = names.nvml(name)
     if memory.shared:
         return _shared(nvml, handle, name, memory, files, system)
@@ -176,6 +175,11 @@ def _same_bandwidth(nvml: Any, handle: Any, device: Device) -> bool:
     except nvml.NVMLError:
         return True
     return abs(found / device.bandwidth_bytes_per_s.value - 1) <= SAME_BANDWIDTH
+
+
+def whole(nvml: Any, handle: Any) -> Any:
+    """The card that a MIG slice is part of; any other device itself."""
+    return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if _is_slice(nvml, handle) else handle
 
 
 def _is_slice(nvml: Any, handle: Any) -> bool:

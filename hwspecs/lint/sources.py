@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from ...errors import RoofplanError
 from ..device import Cluster, Device, Host, Kind, Link, Part, Storage
-from ..load import load, names
+from ..load import FOLDERS, load, names
 from .base import Finding, facts_of, off
 
 MIN_SOURCED_NUMBERS = 12
@@ -53,8 +53,9 @@ Line = tuple[str, str, str]  # a source's title and place, and the key of a numb
 
 
 @lru_cache(maxsize=8)
-def _said(kind: type[Part]) -> Mapping[Line, Mapping[str, float]]:
-    """What all bundled files of a kind say on one line of one source, by their keys."""
+def _said(folder: str) -> Mapping[Line, Mapping[str, float]]:
+    """What all bundled files of a folder say on one line of one source, by their keys."""
+    kind = next(part for part, known in FOLDERS.items() if known == folder)
     said: dict[Line, dict[str, float]] = defaultdict(dict)
     for name in names(kind):
         part = load(kind, name)
@@ -66,7 +67,7 @@ def _said(kind: type[Part]) -> Mapping[Line, Mapping[str, float]]:
 
 def a_source_line_is_of_one_part(part: Part) -> Iterator[Finding]:
     """The same line of the same document cannot give two parts different numbers: its column or row is not named."""
-    said = _said(type(part))
+    said = _said(FOLDERS[type(part)])
     bundled = part.key in names(type(part)) and load(type(part), part.key).file == part.file
     for key, fact in facts_of(part):
         source = part.sources[fact.source]

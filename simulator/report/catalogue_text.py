@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from ...units import format_bytes, format_count, format_gib
+from ...units import format_bytes, format_count, format_flops, format_gib, format_rate
 from .. import catalogue as a
 from . import validation_text
 from .text import table
@@ -19,10 +19,11 @@ def render(out: Console, answer: a.CatalogueAnswer) -> None:
     """Print a catalogue answer; each kind has its own function below."""
     match answer:
         case a.HardwareList():
-            rows = ([r.key, r.kind, str(r.facts), r.name] for r in answer.rows)
-            out.print(table(["name", "kind", "numbers", "what it is"], rows, left=4))
+            _hardware(out, answer)
         case a.HardwareSheet():
             _sheet(out, answer)
+        case a.HardwareDraft():
+            _draft(out, answer)
         case a.LintReport():
             _lint(out, answer)
         case a.Comparison():
@@ -79,8 +80,64 @@ def _figures(out: Console, answer: a.FigureReport) -> None:
     out.print(table(["kind", "rows", "median", "mean", "worst", "in 80 % interval", ""], sums))
 
 
+# Heading of a kind, what its memory and its bandwidth are.
+_KINDS = {
+    "device": ("GPUs and other accelerators", "memory", "bandwidth"),
+    "host": ("hosts", "memory", "bandwidth"),
+    "storage": ("drives", "usual size", "read"),
+    "link": ("links", "", "one direction"),
+    "cluster": ("nodes and instances", "", ""),
+}
+
+
+def _hardware(out: Console, answer: a.HardwareList) -> None:
+    """A table a kind; columns that no row of the kind fills are left out."""
+    for kind, (heading, memory, bandwidth) in _KINDS.items():
+        rows = [r for r in answer.rows if r.kind == kind]
+        if not rows:
+            continue
+        columns = [("name", [r.key for r in rows])]
+        if kind == "cluster":
+            columns.append(("made of", [r.made_of for r in rows]))
+        else:
+            columns += [
+                (memory, [format_gib(r.memory_bytes) if r.memory_bytes else "" for r in rows]),
+                (bandwidth, [format_rate(r.bandwidth_bytes_per_s) if r.bandwidth_bytes_per_s else "" for r in rows]),
+                ("dense rate", [f"{format_flops(r.flops_per_s)}/s {r.dtype}" if r.flops_per_s else "" for r in rows]),
+            ]
+        columns = [c for c in [*columns, ("what it is", [r.name for r in rows])] if any(c[1])]
+        listed = table([title for title, _ in columns], zip(*(cells for _, cells in columns), strict=True))
+        for column, (title, _) in zip(listed.columns, columns, strict=True):
+            column.justify = "left" if title in ("name", "made of", "what it is") else "right"
+        out.print(f"[bold]{len(rows)} {heading}[/]" if len(rows) > 1 else f"[bold]{heading}[/]")
+        out.print(listed, "")
+
+
+def _draft(out: Console, answer: a.HardwareDraft) -> None:
+    out.print(f"wrote {escape(answer.file)}, started from {escape(answer.started_from)}")
+    for finding in answer.findings:
+        out.print(f"[yellow]still:[/] {escape(f'{finding.key}: {finding.problem}')}")
+    for note in answer.notes:
+        out.print(f"[yellow]note:[/] {escape(f'{note.key}: {note.problem}')}")
+    out.print(f"next: edit it, then `roofplan hw lint {escape(answer.file)}` and --gpu {escape(answer.file)}")
+
+
+def print_schema() -> None:
+    """Print the keys a hardware file of each kind may have."""
+    from ...hwspecs.device import attributes
+    from .hardware import PARTS
+    from .text import console
+
+    out = console()
+    for part in PARTS:
+        rows = ([r.name, r.type, r.unit, "yes" if r.required else "", r.meaning] for r in attributes(part))
+        out.print(f"\n[bold]{part.__name__.lower()}[/]")
+        out.print(table(["key", "type", "unit", "required", "meaning"], rows, left=5))
+
+
 def _sheet(out: Console, answer: a.HardwareSheet) -> None:
-    out.print(f"{answer.key}: {answer.name}")
+    out.print(f"{answer.key}: {answer.name} ({answer.kind})")
+    out.print(", ".join(f"{w.key} {w.value}" for w in answer.words))
     rows = ([f.key, f"{f.value:.6g}", f.unit, f.kind, f"{f.source} ({f.where})"] for f in answer.facts)
     result = table(["number", "value", "unit", "kind", "source"], rows)
     for column in result.columns[2:]:
