@@ -56,7 +56,7 @@ def register(
         kind: OneKind = None,
         json: Json = False,
     ) -> None:
-        """Every bundled GPU, host, drive, link and cluster with its memory, bandwidth and 16-bit rate."""
+        """Every GPU, host, drive, link and node that is bundled, a line each."""
         from ..simulator.report import hardware
 
         show(hardware.list_all(kind, word), json)
@@ -112,7 +112,7 @@ def register(
         force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
         json: Json = False,
     ) -> None:
-        """Start a file for hardware that is not listed: a draft with TODOs from the driver, or a copy."""
+        """Start a file for what is not listed: from the driver, or a copy."""
         from ..simulator.report import hardware
 
         if (like is None) is not from_nvml:

@@ -246,6 +246,14 @@ def test_another_card_of_a_listed_name_is_drafted(
     assert any("is not the one of" in note for note in found.notes)
 
 
+def test_a_virtual_gpu_that_tells_nothing_is_the_listed_one_with_its_own_memory(nvml: Any) -> None:
+    found = detect(64e9, nvml(card("NVIDIA A10", 8 * GIB, 7 * GIB, capability=(8, 6), cores=9216))[1])
+    assert (found.fleet.device.key, found.fleet.usable_bytes()) == ("a10", 7 * GIB)
+    assert any("memory as reported, rates as listed" in note for note in found.notes)
+    with pytest.raises(SurroundingsError, match="--gpu"):
+        detect(64e9, nvml(card("GRID X", 8 * GIB, 7 * GIB, capability=(8, 6), cores=9216))[1])
+
+
 def test_several_like_cards_are_a_fleet_and_the_fullest_one_counts(nvml: Any) -> None:
     _, system = nvml(*(card("NVIDIA H100 80GB HBM3", 80 * GIB, free * GIB) for free in (70, 60, 75)))
     found = detect(64e9, system)

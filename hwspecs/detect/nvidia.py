@@ -124,17 +124,22 @@ def _describe(nvml: Any, handle: Any, system: System) -> Seen:
 
 
 def _card(nvml: Any, handle: Any, name: str, memory: Memory, system: System) -> tuple[Device, tuple[str, ...]]:
+    """The listed card whose memory and bandwidth these are, else a draft, with what a reader must know about it."""
     files = names.nvml(name)
     if memory.shared:
         return _shared(nvml, handle, name, memory, files, system)
     device = nearest(files, memory.total_bytes)
     if device is not None and near(memory.total_bytes, device) and _same_bandwidth(nvml, handle, device):
         return device, ()
+    try:
+        drafted = draft(nvml, handle, name, memory.total_bytes)
+    except nvml.NVMLError:  # virtual GPUs keep clocks and widths to themselves
+        if device is None:
+            raise
+        return as_found(device, memory.total_bytes, "the driver")
     known = f"{name} is not listed" if device is None else f"this {name} is not the one of {' or '.join(files)}"
     derived = "bandwidth and rates are derived from what its driver reports (its highest clocks)"
-    return draft(nvml, handle, name, memory.total_bytes), (
-        f"{known}: {derived}, devices are taken to be joined by PCIe",
-    )
+    return drafted, (f"{known}: {derived}, devices are taken to be joined by PCIe",)
 
 
 def _shared(
