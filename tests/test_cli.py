@@ -32,6 +32,7 @@ ANSWERS = [
     ["serve", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--clients", "32", "--prompt", "1k", "--output", "512"],
     ["serve", "llama-3.1-8b", "--gpu", "l40s", "--clients", "2k", "--prompt", "4k", "--output", "64", "--alike"],
     ["serve", "llama-3.1-70b", "--gpu", "rtx-4090", "--clients", "2", "--prompt", "1k", "--output", "512"],
+    ["sweep", "llama-3.1-8b", "--gpu", "h200,2xl40s", "--batch", "1:8", "--context", "8k:32k", "--kv", "bf16,fp8"],
     ["hw", "list"],
     ["hw", "list", "rtx", "--kind", "gpu"],
     ["hw", "show", "h200"],
@@ -415,19 +416,8 @@ def test_the_tools_own_findings_are_a_no(tmp_path: Path, capsys: pytest.CaptureF
 def test_version_and_help_and_module() -> None:
     assert shell("--version").stdout.startswith("roofplan 0.")
     assert "data of 20" in shell("--version").stdout
-    for words in (
-        "",
-        "fits",
-        "explain",
-        "memory",
-        "serve",
-        "hw",
-        "hw compare",
-        "hw new",
-        "models",
-        "calibrate",
-        "validate",
-    ):
+    commands = ["fits", "explain", "memory", "serve", "sweep", "hw", "models", "calibrate", "validate"]
+    for words in ("", *commands, "hw compare", "hw new"):
         text = shell(*words.split(), "--help").stdout
         assert "Usage" in text
     assert "roofplan fits ./model-Q4_K_M.gguf --gpu rtx-4090" in shell("fits", "--help").stdout

@@ -56,6 +56,7 @@ def test_the_readme_shows_what_the_tool_prints(capsys: pytest.CaptureFixture[str
     for words in (
         ["fits", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--context", "32k", "--batch", "8"],
         ["serve", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--clients", "32", "--prompt", "1k", "--output", "512"],
+        ["sweep", "llama-3.1-8b", "--gpu", "rtx-4090,h200", "--weights", "bf16,fp8"],
     ):
         cli.run(words)
         assert capsys.readouterr().out.strip() in README

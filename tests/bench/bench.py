@@ -63,7 +63,7 @@ def start_up(repeat: int = 11) -> None:
 
 
 def million_points() -> float:
-    """A grid and unrelated points: decode time with interval, memory and verdict. Returns seconds a point."""
+    """A grid and unrelated points: every column of a sweep in one layout. Returns seconds a point."""
     from roofplan import api
     from roofplan.simulator.scenario import Sharding
     from roofplan.simulator.sweep import sweep
@@ -71,7 +71,7 @@ def million_points() -> float:
     fleet, _ = api.load_fleet("2xh100-sxm")
     calibrations = api.load_calibrations(fleet)
     rng = np.random.default_rng(0)
-    print("a million points on one core, decode time with interval, memory and verdict:")
+    print("a million points on one core, decode and prefill with intervals, memory, verdict, evidence, what binds:")
     for name in ("llama-3.1-70b", "qwen3-30b-a3b"):
         scenario = api.make_scenario(api.load_model(name), fleet, sharding=Sharding(2, 1))
         batch, context = np.arange(1.0, 1001.0)[:, None], 128.0 * np.arange(1, 1001)[None, :]
@@ -84,6 +84,42 @@ def million_points() -> float:
             seconds = time.perf_counter() - start
             print(f"  {name:14} {kind:18} {seconds:5.2f} s  {seconds / limit:4.2f} of the limit of {limit:g} s")
     return seconds / 1e6
+
+
+def sweep_against_loops(points: int = 60) -> None:
+    """A sweep of a million points against loops over `points` of them: through `fits`, and with its bare parts."""
+    from roofplan import api, sweeps
+    from roofplan.simulator.inference import decode, prefill
+    from roofplan.simulator.memory import ledger
+    from roofplan.simulator.planner.fit import Wishes, verdict
+    from roofplan.simulator.workload.formats import weight_format
+
+    model, (fleet, _) = api.load_model("llama-3.1-8b"), api.load_fleet("h200")
+    calibrations, weights = api.load_calibrations(fleet), weight_format("bf16")
+    asked = sweeps.make_sweep(model, [fleet], batch="1:1000:1", context="128:128000:128", weights=[weights])
+    start = time.perf_counter()
+    sweeps.ask_sweep(asked)
+    rate = asked.points / (time.perf_counter() - start)
+    print(f"sweep of {asked.points:,} points of {model.name} on one {fleet.label}, one core: {rate:,.0f} points/s")
+    rng = np.random.default_rng(0)
+    some = [(int(rng.choice(asked.batch)), int(rng.choice(asked.context))) for _ in range(points)]
+    scenarios = [api.make_scenario(model, fleet, batch=b, context=c) for b, c in some]
+
+    def fits() -> None:
+        for scenario in scenarios:
+            api.ask_fit(scenario, calibrations, Wishes(weights=weights))
+
+    def bare() -> None:
+        for scenario in scenarios:
+            decode(scenario, calibrations)
+            prefill(scenario, calibrations)
+            verdict(scenario, ledger(scenario))
+
+    for name, loop in (("`fits`", fits), ("decode, prefill and ledger", bare)):
+        start = time.perf_counter()
+        loop()
+        own = points / (time.perf_counter() - start)
+        print(f"  a loop over {name:27} {own:7,.0f} points/s; the sweep does {rate / own:,.0f} times as many")
 
 
 def peer(own_point_s: float) -> None:
@@ -118,4 +154,6 @@ def one_core() -> None:
 if __name__ == "__main__":
     start_up()
     one_core()
-    peer(million_points())
+    own = million_points()
+    sweep_against_loops()
+    peer(own)
