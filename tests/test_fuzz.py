@@ -19,10 +19,11 @@ from roofplan.errors import RoofplanError
 from roofplan.hwspecs import load
 from roofplan.hwspecs.device import Cluster, Device, Host, Link, Part
 from roofplan.hwspecs.lint import lint
-from roofplan.simulator.workload import zoo
+from roofplan.simulator.workload import local, zoo
 from roofplan.simulator.workload.gguf import read_gguf
 from roofplan.simulator.workload.hf import parse_config, read_config
 from roofplan.simulator.workload.model import Model
+from roofplan.simulator.workload.safetensors import read_safetensors
 
 SECONDS, GROWTH_KIB = 2.0, 400 * 1024
 
@@ -452,3 +453,191 @@ def test_every_value_of_a_calibration_file_with_junk(tmp_path: Path) -> None:
             judge(lambda f=file: store.read(f), f"{route} = {type(junk).__name__}")
             file.unlink()
     judge.close(1000)
+
+
+# ---- safetensors, manifests, caches
+
+SMALL = {
+    "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50,
+    "num_key_value_heads": 2, "intermediate_size": 64, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def safetensors_header() -> dict[str, Any]:
+    layer = {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "self_attn.v_proj": (16, 32)}
+    layer |= {
+        "self_attn.o_proj": (32, 32),
+        "mlp.gate_proj": (64, 32),
+        "mlp.up_proj": (64, 32),
+        "mlp.down_proj": (32, 64),
+    }
+    shapes = {"model.embed_tokens.weight": (50, 32), "lm_head.weight": (50, 32), "model.norm.weight": (32,)}
+    for i in range(2):
+        shapes |= {f"model.layers.{i}.{stem}.weight": shape for stem, shape in layer.items()}
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in shapes.items():
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + 2 * math.prod(shape)]}
+        at += 2 * math.prod(shape)
+    return header
+
+
+def test_damaged_safetensors(tmp_path: Path) -> None:
+    judge, rng, file, header = Judge(), random.Random(4), tmp_path / "model.safetensors", safetensors_header()
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+
+    def read(raw: bytes, what: object) -> None:
+        file.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(60_000))
+        judge(lambda: sane(read_safetensors(file)), what)
+
+    raw = json.dumps(header).encode()
+    read(raw, "undamaged")
+    assert judge.accepted == 1
+    for name in list(header)[:4]:
+        for junk in JUNK:
+            changed = copy.deepcopy(header)
+            for place in ("dtype", "shape", "data_offsets"):
+                try:
+                    read(json.dumps({**changed, name: {**changed[name], place: junk}}).encode(), {name: junk})
+                    read(json.dumps({**changed, name: junk}).encode(), {name: junk})
+                except (TypeError, ValueError, RecursionError, UnicodeEncodeError):  # junk that JSON cannot hold
+                    continue
+    for _ in range(2000):
+        read(damaged(raw, rng), "damaged")
+    whole = struct.pack("<Q", len(raw)) + raw + bytes(60_000)
+    for _ in range(500):
+        file.write_bytes(damaged(whole[:60], rng) + whole[60:])
+        judge(lambda: sane(read_safetensors(file)), "damaged at the start")
+    judge.close(2500)
+
+
+def test_damaged_indices(tmp_path: Path) -> None:
+    judge, rng, index = Judge(), random.Random(5), tmp_path / "model.safetensors.index.json"
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    raw = json.dumps(safetensors_header()).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(60_000))
+    listed = json.dumps({"metadata": {"total_size": 1}, "weight_map": {"x": "a.safetensors", "y": "a.safetensors"}})
+    index.write_text(listed)
+    judge(lambda: sane(read_safetensors(index)), "undamaged")
+    assert judge.accepted == 1
+    for _ in range(2000):
+        index.write_bytes(raw := damaged(listed.encode(), rng))
+        judge(lambda: sane(read_safetensors(index)), raw)
+    judge.close(2000)
+
+
+def test_damaged_caches_and_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of other programs, and names of all kinds asked of them; the list of what is there never breaks."""
+    judge, rng = Judge(), random.Random(6)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "ollama"))
+    folder = tmp_path / "hub/models--acme--m"
+    snapshot = folder / "snapshots/abc"
+    for path in (
+        snapshot,
+        folder / "refs",
+        tmp_path / "ollama/blobs",
+        tmp_path / "ollama/manifests/registry.ollama.ai/library/m",
+    ):
+        path.mkdir(parents=True)
+    digest = "a" * 64
+    (tmp_path / f"ollama/blobs/sha256-{digest}").write_bytes(gguf_bytes())
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}"}
+    whole = {
+        snapshot / "config.json": json.dumps(SMALL).encode(),
+        folder / "refs/main": b"abc",
+        tmp_path / "ollama/manifests/registry.ollama.ai/library/m/7b": json.dumps({"layers": [layer]}).encode(),
+        tmp_path / ".lmstudio-home-pointer": str(tmp_path / "studio").encode(),
+    }
+
+    def restore() -> None:
+        for path, raw in whole.items():
+            path.write_bytes(raw)
+
+    def everything() -> None:
+        for found in local.listed():
+            model, problem = local.readable(found)
+            assert (model is None) is bool(problem)
+
+    restore()
+    for name in ("acme/m", "m:7b", "ollama:m:7b"):
+        judge(lambda n=name: sane(zoo.resolve(n)), name)
+    assert judge.accepted == 3
+    for _ in range(800):
+        path = rng.choice(list(whole))
+        path.write_bytes(raw := damaged(whole[path], rng))
+        name = "m:7b" if "ollama" in str(path) else "acme/m"
+        judge(lambda n=name: sane(zoo.resolve(n)), raw)
+        judge(everything, raw)
+        restore()
+    names = [j for j in JUNK if isinstance(j, str)]
+    names += [
+        "ollama:",
+        "ollama:/",
+        "ollama:" + "x" * 9000,
+        "a/b:c:d",
+        "hf.co/",
+        "hf.co/a/b",
+        ":",
+        "a:",
+        "a/b@",
+        "a/../b",
+        "../a",
+    ]
+    for name in names:
+        for shape in ("{}", "ollama:{}", "acme/{}", "{}/m", "acme/m:{}", "{}:7b", "{}@q4", "hf.co/acme/{}"):
+            judge(lambda n=shape.format(name): zoo.resolve(n), name[:60])
+    judge.close(1700)
+
+
+def test_quantisation_configs_of_every_method() -> None:
+    """Each field of each published config replaced by junk, and whole configs mixed with each other."""
+    judge, rng = Judge(), random.Random(7)
+    bases = [
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64}}},
+        {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig", "_data": {}}}},
+        {"quant_method": "torchao", "quant_type": "int4_weight_only", "quant_type_kwargs": {"group_size": 64}},
+        {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"+:.*down": {"bits": 8}, "-:.*up": {}}},
+        {
+            "quant_method": "modelopt",
+            "quant_algo": "MIXED_PRECISION",
+            "quantized_layers": {"model.layers.0": {"quant_algo": "FP8"}},
+        },
+        {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["model.layers.1*", "re:.*q_proj"]},
+        {
+            "quant_method": "compressed-tensors",
+            "config_groups": {
+                "a": {"weights": {"type": "int", "num_bits": 4, "group_size": 32}, "targets": ["re:.*mlp.*"]},
+                "b": {"weights": {"type": "float", "num_bits": 8, "strategy": "channel"}, "targets": ["Linear"]},
+            },
+        },
+        {"bits": 4, "group_size": 64, "model.layers.0.mlp.down_proj": {"bits": 8}, "lm_head": False},
+    ]  # fmt: skip
+    config = configs()[0]
+
+    def read(quantisation: object) -> None:
+        model = parse(config | {"quantization_config": quantisation})
+        assert 0 < model.weight_bytes(model.native) < 1e15
+
+    def changed(value: Any, junk: object) -> Any:
+        """A copy with one place, however deep, replaced."""
+        if isinstance(value, dict) and value and rng.random() < 0.8:
+            key = rng.choice(list(value))
+            return {**value, key: changed(value[key], junk)}
+        if isinstance(value, list) and value and rng.random() < 0.8:
+            at = rng.randrange(len(value))
+            return [*value[:at], changed(value[at], junk), *value[at + 1 :]]
+        return junk
+
+    for base in bases:
+        judge(lambda b=base: read(b), base)
+    assert judge.accepted == len(bases)
+    for base in bases:
+        for junk in JUNK:
+            for _ in range(6):
+                judge(lambda q=changed(base, junk): read(q), {str(base)[:60]: junk})
+        for other in bases:
+            judge(lambda q={**base, **other}: read(q), base)
+            judge(lambda q={**other, "quant_method": base.get("quant_method")}: read(q), base)
+    judge.close(2000)

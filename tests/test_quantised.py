@@ -112,7 +112,9 @@ PUBLISHED: list[tuple[str, dict[str, Any], str, float]] = [
         {
             "include_input_output_embeddings": False, "modules_to_not_convert": None, "quant_method": "torchao",
             "quant_type": {
-                "default": {"_data": {"group_size": 128, "use_hqq": True}, "_type": "Int4WeightOnlyConfig", "_version": 1}
+                "default": {
+                    "_data": {"group_size": 128, "use_hqq": True}, "_type": "Int4WeightOnlyConfig", "_version": 1,
+                }
             },
             "quant_type_kwargs": {},
         },
@@ -129,7 +131,9 @@ PUBLISHED: list[tuple[str, dict[str, Any], str, float]] = [
         "pytorch/Phi-4-mini-instruct-FP8",
         {
             "quant_method": "torchao",
-            "quant_type": {"default": {"_data": {}, "_type": "Float8DynamicActivationFloat8WeightConfig", "_version": 1}},
+            "quant_type": {
+                "default": {"_data": {}, "_type": "Float8DynamicActivationFloat8WeightConfig", "_version": 1}
+            },
         },
         "fp8",
         8,
@@ -226,10 +230,11 @@ def test_wildcards_of_modelopt() -> None:
 
 
 def test_a_mixed_modelopt_checkpoint_narrows_what_it_lists() -> None:
+    fp8, nvfp4 = {"quant_algo": "FP8"}, {"quant_algo": "W4A16_NVFP4", "group_size": 16}
     listed = {
-        **{f"model.language_model.layers.{i}.self_attn.{m}_proj": {"quant_algo": "FP8"} for i in range(32) for m in "qk"},
-        **{f"model.layers.{i}.mlp.{m}_proj": {"quant_algo": "W4A16_NVFP4", "group_size": 16} for i in range(16) for m in ("up", "down")},
-        "lm_head": {"quant_algo": "W4A16_NVFP4", "group_size": 16},
+        **{f"model.language_model.layers.{i}.self_attn.{m}_proj": fp8 for i in range(32) for m in "qk"},
+        **{f"model.layers.{i}.mlp.{m}_proj": nvfp4 for i in range(16) for m in ("up", "down")},
+        "lm_head": nvfp4,
     }  # fmt: skip
     model = read(LLAMA_8B, {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": listed})
     assert [narrow(model, role) for role in (Role.Q, Role.V, Role.GATE)] == [8, 16, 16]
@@ -246,7 +251,11 @@ def test_a_compressed_tensors_mix_by_targets() -> None:
 
     config = {
         "quant_method": "compressed-tensors",
-        "config_groups": {"a": group(8, ["re:.*down_proj$"]), "b": group(4, ["Linear"]), "c": group(8, ["model.layers.0.mlp.up_proj"])},
+        "config_groups": {
+            "a": group(8, ["re:.*down_proj$"]),
+            "b": group(4, ["Linear"]),
+            "c": group(8, ["model.layers.0.mlp.up_proj"]),
+        },
         "ignore": ["re:.*self_attn\\.(k|v)_proj"],
     }  # fmt: skip
     model = read(LLAMA_8B, config)
