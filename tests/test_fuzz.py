@@ -1,6 +1,7 @@
 """Readers against damage: a valid object or one printable line, never another exception, never long, never large."""
 
 import copy
+import functools
 import json
 import math
 import random
@@ -586,7 +587,7 @@ def test_damaged_caches_and_manifests(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
     for name in names:
         for shape in ("{}", "ollama:{}", "acme/{}", "{}/m", "acme/m:{}", "{}:7b", "{}@q4", "hf.co/acme/{}"):
-            judge(lambda n=shape.format(name): zoo.resolve(n), name[:60])
+            judge(functools.partial(zoo.resolve, shape.format(name)), name[:60])
     judge.close(1700)
 
 
@@ -636,8 +637,8 @@ def test_quantisation_configs_of_every_method() -> None:
     for base in bases:
         for junk in JUNK:
             for _ in range(6):
-                judge(lambda q=changed(base, junk): read(q), {str(base)[:60]: junk})
+                judge(functools.partial(read, changed(base, junk)), {str(base)[:60]: junk})
         for other in bases:
-            judge(lambda q={**base, **other}: read(q), base)
-            judge(lambda q={**other, "quant_method": base.get("quant_method")}: read(q), base)
+            judge(functools.partial(read, {**base, **other}), base)
+            judge(functools.partial(read, {**other, "quant_method": base.get("quant_method")}), base)
     judge.close(2000)
