@@ -24,6 +24,7 @@ from .simulator.inference import Decoded, prefill, swap_out
 from .simulator.liveness import peaks
 from .simulator.lowering.decoder import lower
 from .simulator.memory import ALLOCATED, RESERVED, TensorClass, peak_steps
+from .simulator.offload import StepCosts, step_time
 from .simulator.planner import fit
 from .simulator.planner.domain import precisions, takes
 from .simulator.planner.fit import Candidate, Verdict, Wishes
@@ -390,7 +391,10 @@ def explain_step(
     chosen = fit.choose(scenario, wishes, calibrations).candidate
     decided = chosen.scenario
     step = decode_step(decided) if phase is Phase.DECODE else prefill_step(decided)
-    operators = price(lower(decided, step), decided, calibrations)
+    if decided.placement.stretches:
+        operators = step_time(StepCosts(decided, step, calibrations)).operators
+    else:
+        operators = price(lower(decided, step), decided, calibrations)
     rows, parts = rows_of(operators, calibrations), shares(operators)
     whole = total(row.time for row in rows).displaced(COMPOSITION_LOG_SD)
     answer = a.ExplainAnswer(

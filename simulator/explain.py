@@ -77,7 +77,7 @@ def cause(table: Table, bound: Bound) -> str:
     if bound is Bound.FLOOR:
         return "communication latency" if isinstance(table, Collective) else "kernel launches"
     if bound is Bound.LINK:
-        return "communication"
+        return "copies over the host link" if isinstance(table, Copy) else "communication"
     if bound is Bound.LATENCY:
         return "communication latency" if isinstance(table, Collective) else "latency inside kernels"
     match table:
@@ -93,11 +93,11 @@ def cause(table: Table, bound: Bound) -> str:
 def shares(operators: Sequence[Priced]) -> tuple[Share, ...]:
     """A scalar step's time by cause over all stages, largest first."""
     causes: dict[str, float] = {}
-    for table, times, _ in operators:
+    for table, times, on in operators:
         repetitions = table.count.sum(axis=1)
         for bound, term in zip(Bound, times.terms.stack(), strict=True):
             if term is not NO_TIME:
-                name = cause(table, bound)
+                name = cause(table, bound) + ("" if on is None else ON_HOST)
                 causes[name] = causes.get(name, 0.0) + float(term.reshape(len(repetitions)) @ repetitions)
     whole = sum(causes.values()) or 1.0
     ordered = sorted(causes.items(), key=lambda item: -item[1])
@@ -120,6 +120,7 @@ def largest_cause(operators: Sequence[Priced]) -> npt.NDArray[np.int8]:
     return result
 
 
+ON_HOST = " on the host"
 _BOUND_NAME = {
     "weight traffic": "memory-bound",
     "KV cache traffic": "memory-bound",
@@ -127,6 +128,7 @@ _BOUND_NAME = {
     "filter traffic": "memory-bound",
     "arithmetic": "compute-bound",
     "communication": "link-bound",
+    "copies over the host link": "link-bound",
     "communication latency": "latency-bound",
     "kernel launches": "launch-bound",
     "latency inside kernels": "latency-bound",
@@ -140,5 +142,6 @@ def sentence(phase: str, parts: tuple[Share, ...]) -> str:
     if not parts:
         return f"{phase} takes no time"
     first, rest = parts[0], [p for p in parts[1:3] if p.share >= 0.05]
-    text = f"{phase} is {_BOUND_NAME[first.name]}: {first.share:.0%} of the step is {first.name}"
+    bound = "bound by the host" if first.name.endswith(ON_HOST) else _BOUND_NAME[first.name]
+    text = f"{phase} is {bound}: {first.share:.0%} of the step is {first.name}"
     return text + "".join(f", {p.share:.0%} {p.name}" for p in rest)
