@@ -137,6 +137,23 @@ def repeated(times: int, layers: Iterable[Layer]) -> tuple[Layer, ...]:
     return tuple(layer._replace(repeat=layer.repeat * times) for layer in layers)
 
 
+def unused(layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """Layers that are loaded with the rest of a network but do not run."""
+    return tuple(_at_rest(layer)._replace(held=0.0) for layer in layers)
+
+
+def _at_rest(layer: Layer) -> Layer:
+    match layer:
+        case Linear():
+            return layer._replace(tokens=0.0)
+        case Conv():
+            return layer._replace(height=0.0, width=0.0)
+        case Mix():
+            return layer._replace(queries=0.0)
+        case Pointwise():
+            return layer._replace(elements=0.0)
+
+
 @dataclass(frozen=True)
 class Network:
     """One network of a model: its layers in order.

@@ -125,6 +125,21 @@ class Reader(NamedTuple):
             raise InputError(f"must be 0 or 1 for each of {length} layers", file=self.file, key=key, value=value)
         return [bool(v) for v in value]
 
+    def word(self, key: str, known: Sequence[str]) -> str | None:
+        """One of the known words, or None where the config says null or the family has no default."""
+        value = self.config.get(key, self.defaults.get(key))
+        if value is not None and value not in known:
+            raise InputError(f"must be {' or '.join(known)}", file=self.file, key=key, value=value)
+        return value
+
+    def several(self, key: str, length: int | None = None) -> list[int]:
+        """A list of positive whole numbers, `length` of them."""
+        value = self._raw(key)
+        if not isinstance(value, list) or not value or (length is not None and len(value) != length):
+            many = "" if length is None else f"{length} "
+            raise InputError(f"must be a list of {many}whole numbers", file=self.file, key=key, value=value)
+        return self.integers(key, len(value))
+
     def layer_list(self, key: str, layers: int) -> list[int]:
         """A list of layer numbers."""
         value = self.config.get(key, self.defaults.get(key))
