@@ -159,13 +159,20 @@ class Network:
     """One network of a model: its layers in order.
 
     `held_elements` stay alive beside what single layers hold, for one input; `tokens` are the tokens it hands on for
-    one input (0: none, as an image).
+    one input (0: none, as an image). `again` are layers that run too, with weights `layers` count already: the later
+    chunks of a video.
     """
 
     name: str
     layers: tuple[Layer, ...]
     held_elements: float = 0.0
     tokens: int = 0
+    again: tuple[Layer, ...] = ()
+
+    @property
+    def running(self) -> tuple[Layer, ...]:
+        """All layers that run in one pass."""
+        return self.layers + self.again
 
     @cached_property
     def parameters(self) -> int:
@@ -178,8 +185,8 @@ class Network:
 
         Inputs are taken to be the outputs of the layer before.
         """
-        outputs = [layer.output_elements for layer in self.layers]
-        pairs = zip([0.0, *outputs], outputs, self.layers, strict=False)
+        outputs = [layer.output_elements for layer in self.running]
+        pairs = zip([0.0, *outputs], outputs, self.running, strict=False)
         return max((a + b + layer.held for a, b, layer in pairs), default=0.0) + self.held_elements
 
     def weight_bytes(self, format_: WeightFormat, wide_bytes: float = 2.0) -> float:
