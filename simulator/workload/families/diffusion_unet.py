@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ....errors import InputError
 from ..network import Conv, Layer, Linear, Network, Pointwise, holding, repeated
-from .pieces import Canvas, attention, embedder, feed_forward, norm, residual
+from .pieces import Canvas, attention, embedder, feed_forward, norm, residual, stacked
 from .reader import Reader
 
 BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
@@ -128,13 +128,13 @@ def transformer(level: Level, text: Text, linear: bool) -> tuple[Layer, ...]:
     crossing = attention(
         width, level.heads, dim, tokens, keys=text.tokens, context=text.width, bias=False, name="text attention"
     )
-    last = residual(passed, [norm(width, tokens), *feed_forward(width, 4 * width, tokens, gated=True)])
-    block = (
-        *residual(passed, [norm(width, tokens), *itself]),
-        *residual(passed, [norm(width, tokens), *crossing]),
-        *holding(passed, last),  # the attention's result keeps its name until the block returns
+    block = stacked(
+        passed,
+        residual(passed, [norm(width, tokens), *itself]),
+        residual(passed, [norm(width, tokens), *crossing]),
+        residual(passed, [norm(width, tokens), *feed_forward(width, 4 * width, tokens, gated=True)]),
     )
-    blocks = repeated(level.transformers, residual(passed, block, adds=False))
+    blocks = repeated(level.transformers, block)
     inside = [norm(width, tokens, name="group norm"), projection("projection in"), *blocks, projection("projection out")]
     return residual(passed, inside)
 

@@ -41,25 +41,83 @@ def attention(
     bias: bool = True,
     out_bias: bool = True,
     norms: int = 0,
+    rotated: bool = False,
     name: str = "attention",
 ) -> tuple[Layer, ...]:
     """Projections, attention and output of `tokens` tokens, which see themselves or `keys` tokens of width `context`.
 
-    `limit` are the keys one query sees where a window hides the others; `norms` parameters of norms of q and k.
+    `limit` are the keys one query sees where a window hides the others; `norms` parameters of norms of q and k, which
+    `rotated` turns by their position.
     """
     inner = heads * head_dim
     source, seen = width if context is None else context, tokens if keys is None else keys
     q, kv, normed = tokens * inner, seen * inner, tokens * width
-    projections: list[Layer] = [
+    layers: list[Layer] = [
         Linear(f"{name} q", width, inner, tokens, bias),
         Linear(f"{name} k", source, inner, seen, bias, held=q if keys is not None else 0.0),
         Linear(f"{name} v", source, inner, seen, bias, held=q),
     ]
     if norms:
-        projections.append(Pointwise(f"{name} norm", norms, q + kv, held=q + kv))
+        layers.append(Pointwise(f"{name} norm", norms, q + kv, held=q + kv))
+    if rotated:
+        layers += holding(q + 2 * kv, [*rotary(q, f"{name} q"), *rotary(kv, f"{name} k")])
     mixed = Mix(name, heads, head_dim, tokens, seen if limit is None else limit)
     output = Linear(f"{name} out", inner, width, tokens, out_bias, held=q + kv)
-    return residual(normed, [*projections, mixed._replace(held=q + kv), output], adds=False)
+    return residual(normed, [*layers, mixed._replace(held=q + kv), output], adds=False)
+
+
+class Streams(NamedTuple):
+    """Image and text that one attention mixes: tokens of each, their width, and its heads."""
+
+    tokens: int
+    text: int
+    width: int
+    heads: int
+    head_dim: int
+
+    @property
+    def all(self) -> int:
+        """Tokens of both."""
+        return self.tokens + self.text
+
+
+def joint_attention(
+    s: Streams, *, bias: bool = True, norms: int = 0, rotated: bool = True, text_out: bool = True
+) -> tuple[Layer, ...]:
+    """Attention of image and text with projections of their own over both together (MMDiT, arXiv 2403.03206).
+
+    `norms` parameters of norms of q and k of both; the text's output is left out where nothing reads it.
+    """
+    inner = s.heads * s.head_dim
+    image, text, whole = float(s.tokens * inner), float(s.text * inner), float(s.all * inner)
+    layers: list[Layer] = [
+        *(Linear(f"attention {x}", s.width, inner, s.tokens, bias, held=i * image) for i, x in enumerate("qkv")),
+        *(
+            Linear(f"text attention {x}", s.width, inner, s.text, bias, held=3 * image + i * text)
+            for i, x in enumerate("qkv")
+        ),
+    ]
+    if norms:
+        layers.append(Pointwise("attention norm", norms, 2 * whole, held=whole))
+    layers.append(Pointwise("join image and text", 0, 3 * whole, held=whole))
+    if rotated:
+        layers += holding(3 * whole + text, [*rotary(whole, "q"), *rotary(whole, "k")])
+    layers.append(Mix("attention", s.heads, s.head_dim, s.all, s.all, held=2 * whole + 2 * text))
+    layers.append(Linear("attention out", inner, s.width, s.tokens, bias, held=4 * whole + 2 * text))
+    if text_out:
+        layers.append(Linear("text attention out", inner, s.width, s.text, bias, held=4 * whole + 2 * text))
+    return holding(s.all * s.width, layers)
+
+
+def rotary(elements: float, name: str) -> tuple[Layer, ...]:
+    """Turning q or k by its position as diffusers does it: a turned copy, both times their tables in fp32, the sum."""
+    return (
+        Pointwise(f"{name} turned", 0, elements),
+        Pointwise(f"{name} cosines", 0, 2 * elements),
+        Pointwise(f"{name} sines", 0, 2 * elements, held=3 * elements),
+        Pointwise(f"{name} rotary sum", 0, 2 * elements, inputs=2, held=2 * elements),
+        Pointwise(f"{name} rotated", 0, elements),
+    )
 
 
 def feed_forward(
@@ -101,16 +159,39 @@ def rms_norm_in_fp32(width: int, tokens: float, *, vectors: int = 1, name: str =
     )
 
 
-def modulated(width: int, tokens: float, name: str = "norm", vectors: int = 0) -> tuple[Layer, ...]:
-    """A norm whose result the timestep scales and shifts (adaLN, arXiv 2212.09748)."""
-    passed = tokens * width
-    return (Pointwise(name, vectors * width, passed), Pointwise(f"{name} modulation", 0, passed))
+def modulated(width: int, tokens: float, *, vectors: int = 0, fp32: bool = False, name: str = "norm") -> tuple[Layer, ...]:
+    """A norm whose result the timestep scales and shifts (adaLN, arXiv 2212.09748); some do it in fp32."""
+    passed = float(tokens * width * (2 if fp32 else 1))
+    layers: list[Layer] = [
+        Pointwise(name, vectors * width, passed),
+        Pointwise(f"{name} scale", 0, passed),
+        Pointwise(f"{name} shift", 0, passed),
+    ]
+    if fp32:
+        source = tokens * width
+        copied = (Pointwise(f"{name} to fp32", 0, passed), *layers, Pointwise(f"{name} from fp32", 0, passed / 2))
+        return (copied[0], *holding(source, copied[1:]))
+    return tuple(layers)
 
 
-def embedder(inputs: int, width: int, name: str, *, bias: bool = True, tokens: float = 1) -> tuple[Layer, ...]:
+def gated(elements: float, layers: Iterable[Layer], *, name: str = "gate") -> tuple[Layer, ...]:
+    """A residual block whose result the timestep scales before it is added."""
+    return residual(elements, [*layers, Pointwise(name, 0, elements)])
+
+
+def stacked(elements: float, *halves: Iterable[Layer]) -> tuple[Layer, ...]:
+    """A block of residual halves: its caller keeps the block's input, and the block the result of the half before."""
+    first, *rest = halves
+    return (*first, *(layer for half in rest for layer in holding(2 * elements, half)))
+
+
+def embedder(
+    inputs: int, width: int, name: str, *, bias: bool = True, tokens: float = 1, inner: int | None = None
+) -> tuple[Layer, ...]:
     """Two products with an activation between them, as timesteps and captions are embedded."""
+    middle = width if inner is None else inner
     return (
-        Linear(f"{name} embedding", inputs, width, tokens, bias),
-        Pointwise(f"{name} activation", 0, tokens * width),
-        Linear(f"{name} embedding out", width, width, tokens, bias),
+        Linear(f"{name} embedding", inputs, middle, tokens, bias),
+        Pointwise(f"{name} activation", 0, tokens * middle),
+        Linear(f"{name} embedding out", middle, width, tokens, bias),
     )

@@ -140,6 +140,13 @@ class Reader(NamedTuple):
             raise InputError(f"must be a list of {many}whole numbers", file=self.file, key=key, value=value)
         return self.integers(key, len(value))
 
+    def ratio(self, key: str, default: float) -> float:
+        """A positive number, whole or not."""
+        value = self.config.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_INTEGER:
+            raise InputError("must be a positive number", file=self.file, key=key, value=value)
+        return float(value)
+
     def layer_list(self, key: str, layers: int) -> list[int]:
         """A list of layer numbers."""
         value = self.config.get(key, self.defaults.get(key))
