@@ -160,7 +160,7 @@ class Network:
 
     `held_elements` stay alive beside what single layers hold, for one input; `tokens` are the tokens it hands on for
     one input (0: none, as an image). `again` are layers that run too, with weights `layers` count already: the later
-    chunks of a video.
+    chunks of a video. `buffers` are elements kept with the weights that are no parameters (tables).
     """
 
     name: str
@@ -168,6 +168,7 @@ class Network:
     held_elements: float = 0.0
     tokens: int = 0
     again: tuple[Layer, ...] = ()
+    buffers: int = 0
 
     @property
     def running(self) -> tuple[Layer, ...]:
@@ -191,7 +192,7 @@ class Network:
 
     def weight_bytes(self, format_: WeightFormat, wide_bytes: float = 2.0) -> float:
         """Bytes of all weights: narrow formats narrow the linear layers, everything else keeps `wide_bytes` each."""
-        total = 0.0
+        total = self.buffers * wide_bytes
         for layer in self.layers:
             narrow = isinstance(layer, Linear) and layer.narrowed
             width = format_.bytes_per_weight if narrow or format_.bits_per_weight >= 16 else wide_bytes

@@ -256,4 +256,5 @@ def ltx(get: Reader, canvas: Canvas) -> Network:
             *modulated(width, tokens, vectors=2, name="norm out"),
             Linear("out", width, get.integer("out_channels"), tokens),
         ),
+        4 * passed,  # two fp32 tables of its rotary embedding
     )
