@@ -12,7 +12,18 @@ from .answers import Quantity, Share
 from .calibration import CalibrationSet, Resolved
 from .costs import work
 from .estimate import NO_TIME, Bound, Estimate
-from .operators import Attention, Collective, Copy, Elementwise, Experts, Gemm, LatentAttention, Table
+from .operators import (
+    Attention,
+    Bidirectional,
+    Collective,
+    Copy,
+    Elementwise,
+    Experts,
+    Gemm,
+    KernelName,
+    LatentAttention,
+    Table,
+)
 from .schedule import Priced
 
 
@@ -66,7 +77,7 @@ def known(value: float, low: float, high: float, unit: str) -> Quantity:
 
 def operator_class(table: Table) -> str:
     """The operator class as people call it."""
-    return "attention" if isinstance(table, LatentAttention) else type(table).__name__.lower()
+    return "attention" if isinstance(table, Attention | LatentAttention) else type(table).__name__.lower()
 
 
 def cause(table: Table, bound: Bound) -> str:
@@ -80,13 +91,15 @@ def cause(table: Table, bound: Bound) -> str:
     if bound is Bound.LATENCY:
         return "communication latency" if isinstance(table, Collective) else "latency inside kernels"
     match table:
+        case Bidirectional() if table.kernel.name is KernelName.ATTENTION_PREFILL:
+            return "activation traffic"
         case Gemm() | Experts():
             return "weight traffic"
         case Attention() | LatentAttention():
             return "KV cache traffic"
         case Elementwise() | Copy():
             return "activation traffic"
-    return "filter traffic"
+    return "convolution traffic"
 
 
 def shares(operators: Sequence[Priced]) -> tuple[Share, ...]:
@@ -107,7 +120,7 @@ _BOUND_NAME = {
     "weight traffic": "memory-bound",
     "KV cache traffic": "memory-bound",
     "activation traffic": "memory-bound",
-    "filter traffic": "memory-bound",
+    "convolution traffic": "memory-bound",
     "arithmetic": "compute-bound",
     "communication": "link-bound",
     "communication latency": "latency-bound",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..hwspecs.device import SWITCHED_BYTES_PER_S
+from ..hwspecs.device import SWITCHED_BYTES_PER_S, Device
 from .estimate import Array
 from .liveness import peaks
 from .lowering.decoder import lower
@@ -219,7 +219,17 @@ def activation_peaks(scenario: Scenario) -> tuple[Array, Array]:
         Phase.PREFILL, sequences, new_tokens, np.zeros(())
     )  # one walk sees both steps; the past is no activation
     inner, last = (np.asarray(p.bytes.max(axis=0)) for p in peaks(lower(scenario, both)))
-    return inner, last
+    source = _source_peak(scenario, fullest)
+    return (inner, last) if source is None else (np.maximum(inner, source), np.maximum(last, source))
+
+
+def _source_peak(scenario: Scenario, prefill: Step) -> Array | None:
+    """Activations of the encoder over the sources of all sequences of a prefill; None where nothing reads a source."""
+    model, width = scenario.model, scenario.numerics.activations.bytes
+    if not model.reads_source:
+        return None
+    widest = max((tower.peak_elements for tower in model.towers), default=0.0)
+    return np.asarray(np.asarray(prefill.sequences, float) * widest * width)
 
 
 def _stacked(*pairs: tuple[Number, Number]) -> list[Array]:
@@ -261,19 +271,32 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
     entries += _beside(scenario, column, row)
     if device.vendor != "nvidia":
         return Ledger(tuple(entries))
-    workspace = WORKSPACE.get(device.architecture, WORKSPACE_ELSEWHERE)
-    space = (np.ones_like(column) * workspace * n for n in WORKSPACE_STREAMS)
-    entries.append(row(TensorClass.WORKSPACE, "cuBLAS workspace of one to four streams (PyTorch)", *space))
-    held = column + kv + activations
-    slack = (held * share for share in ALLOCATOR_SHARE)
-    entries.append(row(TensorClass.ALLOCATOR, "reserved over allocated in public logs: 1.002 to 1.024", *slack))
+    entries += allocated_beside(device, column + kv + activations)
     if scenario.engine.graphs:
         entries.append(ranged(TensorClass.GRAPHS, GRAPHS_EXPERTS if scenario.model.has_experts else GRAPHS_DENSE))
     if scenario.sharding.devices > 1:
         entries.append(ranged(TensorClass.COMMUNICATORS, _group(scenario)))
-    context = CONTEXT.get(device.architecture, CONTEXT_ELSEWHERE)
-    entries.append(ranged(TensorClass.CONTEXT, _added(context, FIRST_USE)))
-    return Ledger(tuple(entries))
+    return Ledger((*entries, context_entry(device, column)))
+
+
+def allocated_beside(device: Device, held: Array) -> tuple[Entry, Entry]:
+    """What PyTorch allocates on an NVIDIA device beside the `held` bytes of tensors: workspaces, allocator slack."""
+    workspace = WORKSPACE.get(device.architecture, WORKSPACE_ELSEWHERE)
+    space = (np.ones_like(held) * workspace * n for n in WORKSPACE_STREAMS)
+    slack = (held * share for share in ALLOCATOR_SHARE)
+    streams = "cuBLAS workspace of one to four streams (PyTorch)"
+    reserved = "reserved over allocated in public logs: 1.002 to 1.024"
+    return (
+        Entry(TensorClass.WORKSPACE, MemoryTier.HBM, *space, streams),
+        Entry(TensorClass.ALLOCATOR, MemoryTier.HBM, *slack, reserved),
+    )
+
+
+def context_entry(device: Device, like: Array) -> Entry:
+    """What the driver and libraries hold on an NVIDIA device, as an array like another."""
+    context = _added(CONTEXT.get(device.architecture, CONTEXT_ELSEWHERE), FIRST_USE)
+    figures = (np.ones_like(like) * figure for figure in (context.low, context.usual, context.high))
+    return Entry(TensorClass.CONTEXT, MemoryTier.HBM, *figures, context.basis)
 
 
 def adapter_bytes(scenario: Scenario) -> float:

@@ -32,6 +32,7 @@ class Double(NamedTuple):
     """What double blocks differ in: modulations of image and text (0: shared by all), their feed-forward, norms.
 
     The last one of Stable Diffusion 3 has no text behind its attention, some of it a second attention of the image.
+    `kept` more tensors of the image keep a name until the block returns.
     """
 
     inner: int
@@ -42,6 +43,7 @@ class Double(NamedTuple):
     rotated: bool = True
     text_behind: bool = True
     twice: bool = False
+    kept: int = 0
 
 
 def _double(s: Streams, d: Double) -> tuple[Layer, ...]:
@@ -65,7 +67,7 @@ def _double(s: Streams, d: Double) -> tuple[Layer, ...]:
         layers += holding(4 * both, gates)
         inside = [*modulated(s.width, s.text, name="text norm"), *_feed_forward(s.width, d, s.text), gates[0]]
         layers += holding(4 * both, residual(text, inside))
-    return holding(image, layers) if d.twice else tuple(layers)  # the second attention's normed input
+    return holding(d.kept * image, layers)
 
 
 def _feed_forward(width: int, d: Double, tokens: int) -> tuple[Layer, ...]:
@@ -121,7 +123,7 @@ def sd3(get: Reader, canvas: Canvas) -> Network:
     for i in range(layers_):
         last = i + 1 == layers_
         mods = (9 if i in twice else 6, 2 if last else 6)
-        blocks += _double(s, d._replace(modulations=mods, twice=i in twice, text_behind=not last))
+        blocks += _double(s, d._replace(modulations=mods, twice=i in twice, text_behind=not last, kept=int(i in twice)))
     outputs = get.optional("out_channels") or get.integer("in_channels")
     return Network(
         get.name,
@@ -225,7 +227,7 @@ def qwen_image(get: Reader, canvas: Canvas) -> Network:
             norm(width, s.text, vectors=1, name="text norm"),
             Linear("image in", get.integer("in_channels"), s.width, s.tokens),
             Linear("text in", width, s.width, s.text),
-            *repeated(get.integer("num_layers"), _double(s, Double(4 * s.width, norms=4 * s.head_dim))),
+            *repeated(get.integer("num_layers"), _double(s, Double(4 * s.width, norms=4 * s.head_dim, kept=2))),
             *_out(s.width, s.tokens, get.integer("patch_size") ** 2 * get.integer("out_channels")),
         ),
     )
@@ -312,7 +314,7 @@ def z_image(get: Reader, canvas: Canvas) -> Network:
         n_heads=30, cap_feat_dim=2560, qk_norm=True,
     )  # fmt: skip
     width, heads, channels = get.integer("dim"), get.integer("n_heads"), get.integer("in_channels")
-    [side], [span] = get.integers("all_patch_size", 1), get.integers("all_f_patch_size", 1)
+    [side], [span] = get.several("all_patch_size", 1), get.several("all_f_patch_size", 1)
     dim, time, middle = get.divided(width, "n_heads", heads), min(width, TIME), 1024
     tokens, text = (canvas.height // side) * (canvas.width // side), canvas.tokens
     norms, values = 2 * dim if get.flag("qk_norm") else 0, side * side * span * channels

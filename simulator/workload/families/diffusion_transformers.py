@@ -187,7 +187,7 @@ def wan(get: Reader, canvas: Canvas) -> Network:
     refuse(get, "image_dim", "added_kv_proj_dim", "pos_embed_seq_len")
     get.word("qk_norm", ("rms_norm_across_heads",))
     heads, dim, width = _width(get)
-    span, side, side_width = get.integers("patch_size", 3)
+    span, side, side_width = get.several("patch_size", 3)
     frames, rows, columns = canvas.frames // span, canvas.height // side, canvas.width // side_width
     tokens, text = frames * rows * columns, canvas.tokens
     passed, channels = float(tokens * width), get.integer("in_channels")

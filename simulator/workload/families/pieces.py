@@ -42,19 +42,20 @@ def attention(
     out_bias: bool = True,
     norms: int = 0,
     rotated: bool = False,
+    key_bias: bool | None = None,
     name: str = "attention",
 ) -> tuple[Layer, ...]:
     """Projections, attention and output of `tokens` tokens, which see themselves or `keys` tokens of width `context`.
 
     `limit` are the keys one query sees where a window hides the others; `norms` parameters of norms of q and k, which
-    `rotated` turns by their position.
+    `rotated` turns by their position. Keys have a bias where q and v have, unless `key_bias` says otherwise.
     """
     inner = heads * head_dim
     source, seen = width if context is None else context, tokens if keys is None else keys
     q, kv, normed = tokens * inner, seen * inner, tokens * width
     layers: list[Layer] = [
         Linear(f"{name} q", width, inner, tokens, bias),
-        Linear(f"{name} k", source, inner, seen, bias, held=q if keys is not None else 0.0),
+        Linear(f"{name} k", source, inner, seen, bias if key_bias is None else key_bias, held=q),
         Linear(f"{name} v", source, inner, seen, bias, held=q),
     ]
     if norms:

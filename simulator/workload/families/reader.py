@@ -132,6 +132,12 @@ class Reader(NamedTuple):
             raise InputError(f"must be {' or '.join(known)}", file=self.file, key=key, value=value)
         return value
 
+    def only(self, key: str, value: object) -> None:
+        """Refuse any other value: the family is known with this one alone."""
+        stated = self.config.get(key, self.defaults.get(key, value))
+        if stated != value:
+            raise InputError(f"known of a {self.family} is only {value}", file=self.file, key=key, value=stated)
+
     def several(self, key: str, length: int | None = None) -> list[int]:
         """A list of positive whole numbers, `length` of them."""
         value = self._raw(key)

@@ -18,7 +18,7 @@ KEPT_FRAMES = 2  # of the input of each convolution over three frames
 
 def wan_factor(get: Reader) -> int:
     """Pixels of one side that one latent pixel stands for."""
-    levels = len(get.assuming(dim_mult=[1, 2, 4, 4]).integers("dim_mult"))
+    levels = len(get.assuming(dim_mult=[1, 2, 4, 4]).several("dim_mult"))
     return int(2 ** (levels - 1)) * (get.assuming(patch_size=None).optional("patch_size") or 1)
 
 
@@ -35,7 +35,7 @@ def wan(get: Reader, canvas: Canvas) -> Network:
     later = canvas.frames - 1
     if not later:
         return Network(get.name, layers)
-    chunk, growth = _decoder(get, canvas, first=False), 2 ** sum(_temporal(get, len(get.integers("dim_mult"))))
+    chunk, growth = _decoder(get, canvas, first=False), 2 ** sum(_temporal(get, len(get.several("dim_mult"))))
     made = chunk[-1].output_elements
     done = made * (later - 1) + made / growth  # frames decoded before the last chunk
     again = repeated(later, holding(_kept(chunk) + done, chunk))
@@ -59,7 +59,7 @@ def _temporal(get: Reader, levels: int) -> list[bool]:
 def _encoder(get: Reader) -> list[Layer]:
     """Its layers, of one pixel: they count weights only."""
     base, latent, depth = get.integer("base_dim"), get.integer("z_dim"), get.integer("num_res_blocks")
-    widths = [base * m for m in get.integers("dim_mult")]
+    widths = [base * m for m in get.several("dim_mult")]
     temporal = _temporal(get, len(widths))
     layers: list[Layer] = [Conv("conv in", get.integer("in_channels"), widths[0], 3, 1, 1, span=3)]
     for i, (before, out) in enumerate(pairwise([base, *widths])):
@@ -79,7 +79,7 @@ def _decoder(get: Reader, canvas: Canvas, *, first: bool) -> list[Layer]:
     frames = 1
     base = get.optional("decoder_base_dim") or get.integer("base_dim")
     latent, depth, h, w = get.integer("z_dim"), get.integer("num_res_blocks"), canvas.height, canvas.width
-    multiples = get.integers("dim_mult")
+    multiples = get.several("dim_mult")
     widths = [base * m for m in (multiples[-1], *reversed(multiples))]
     temporal, whole = list(reversed(_temporal(get, len(multiples)))), get.flag("is_residual")
     layers: list[Layer] = [Conv("quantisation", latent, latent, 1, h, w)]
