@@ -27,12 +27,13 @@ class Whole(NamedTuple):
     tokens: int = 512
     defaults: Mapping[str, Any] = MappingProxyType({})
     images: str | None = None
+    sound: str | None = None
 
     def size(self, get: Reader) -> str:
         """The size of an input, in words."""
         part = get if self.images is None else get.section(self.images)
         side = part.config.get("image_size", 224)
-        return f"{side}x{side} pixels" if isinstance(side, int) else "one input"
+        return f"{side}x{side}" if isinstance(side, int) and self.sound is None else self.sound or "one input"
 
 
 class Decoder(NamedTuple):
@@ -69,7 +70,7 @@ WHOLE: Mapping[str, Whole] = MappingProxyType(
         "clip": Whole((("one_input", "clip_images"), ("one_input", "clip_texts")), "pair", images="vision_config"),
         "siglip": Whole((("one_input", "siglip_images"), ("one_input", "siglip_texts")), "pair", images="vision_config"),
         "sam": Whole((("one_input", "sam_images"), ("one_input", "sam_masks")), "image", images="vision_config"),
-        "wav2vec2": Whole((("audio", "wav2vec2"),), "clip of 10 s"),
+        "wav2vec2": Whole((("audio", "wav2vec2"),), "clip", sound="10 s of sound"),
     }
 )
 ENCODER_CLASSES = ("T5EncoderModel", "MT5EncoderModel", "UMT5EncoderModel")
