@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .errors import InputError
 from .units import parse_bytes, parse_count, parse_rate
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .hwspecs.device import Fleet
     from .simulator.planner.fit import Wishes
     from .simulator.scenario import Engine, Scenario
+    from .simulator.workload.pipelines import Size
 
 EXIT_CODES = (
     "Exit codes: 0 yes or tight; 1 an honest no; 2 bad input; 3 the environment lacks something; 70 internal; "
@@ -143,6 +145,31 @@ class Asked:
         tokens = known.max_batched_tokens if own is None else parse_count(own, "--max-batched-tokens")
         share, graphs = self.memory_utilization, self.graphs
         return dataclasses.replace(known, memory_utilization=share, max_batched_tokens=tokens, graphs=graphs)
+
+    def size(self, size: str | None, frames: int | None, steps: int | None) -> "Size":
+        """What is asked of the result of a model of one pass."""
+        from .simulator.workload.pipelines import Size
+
+        width = height = None
+        if size is not None:
+            parts = [part.strip() for part in size.lower().split("x")]
+            if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+                raise InputError("must be WIDTHxHEIGHT in pixels", key="--size", value=size)
+            width, height = int(parts[0]), int(parts[-1])
+        tokens = None if self.context is None else parse_count(self.context, "--context")
+        return Size(width, height, frames, tokens, steps)
+
+    def one_pass(self) -> "dict[str, Any]":
+        """What a model of one pass is asked with; options of models that write token by token are refused."""
+        foreign = {
+            "--prompt": self.prompt, "--kv": self.kv, "--tp": self.tp, "--pp": self.pp, "--ep": self.ep,
+            "--max-batched-tokens": self.max_batched_tokens,
+        }  # fmt: skip
+        for key, value in foreign.items():
+            if value is not None:
+                problem = "does not apply to a model that runs as one pass"
+                raise InputError(problem, key=key, value=value, remedy="drop it")
+        return {"batch": parse_count(self.batch, "--batch"), "memory_utilization": self.memory_utilization}
 
     def scenario(self, model: str) -> "tuple[Scenario, Wishes, Calibrations, tuple[str, ...]]":
         """The whole question, everything checked before anything is computed."""

@@ -87,7 +87,7 @@ def cause(table: Table, bound: Bound) -> str:
     if bound is Bound.FLOOR:
         return "communication latency" if isinstance(table, Collective) else "kernel launches"
     if bound is Bound.LINK:
-        return "communication"
+        return "copies over the host link" if isinstance(table, Copy) else "communication"
     if bound is Bound.LATENCY:
         return "communication latency" if isinstance(table, Collective) else "latency inside kernels"
     match table:
@@ -123,16 +123,17 @@ _BOUND_NAME = {
     "convolution traffic": "memory-bound",
     "arithmetic": "compute-bound",
     "communication": "link-bound",
+    "copies over the host link": "link-bound",
     "communication latency": "latency-bound",
     "kernel launches": "launch-bound",
     "latency inside kernels": "latency-bound",
 }
 
 
-def sentence(phase: str, parts: tuple[Share, ...]) -> str:
+def sentence(phase: str, parts: tuple[Share, ...], of: str = "step") -> str:
     """'decode is memory-bound: 83 % of the step is weight traffic, 9 % kernel launches'."""
     if not parts:
         return f"{phase} takes no time"
     first, rest = parts[0], [p for p in parts[1:3] if p.share >= 0.05]
-    text = f"{phase} is {_BOUND_NAME[first.name]}: {first.share:.0%} of the step is {first.name}"
+    text = f"{phase} is {_BOUND_NAME[first.name]}: {first.share:.0%} of the {of} is {first.name}"
     return text + "".join(f", {p.share:.0%} {p.name}" for p in rest)
