@@ -20,8 +20,8 @@ from .units import parse_count
 
 if TYPE_CHECKING:
     from .simulator.answers import Answer, Report
-    from .simulator.workload.network import Pipeline
     from .simulator.catalogue import CatalogueAnswer
+    from .simulator.workload.network import Pipeline
 
 app = group(
     "What fits on your GPUs, how fast it runs, and how far to trust each number.",
@@ -96,8 +96,10 @@ def fits(
         asked_about = [api.load_model(name) for name in (zoo.names() if all_ else zoo.shown())]
         _answer(api.ask_fit_models(asked_about, fleet, calibrations, wishes, load, engine), json, notes)
         return
+    from .simulator.workload.network import Pipeline
+
     loaded = api.load_any(model, asked.size(size, frames, steps))
-    if not isinstance(loaded, api.Model):
+    if isinstance(loaded, Pipeline):
         _fits_one_pass(loaded, asked, unnamed, offload, json)
         return
     if offload is not None:
@@ -264,11 +266,11 @@ def models_list(json: Json = False) -> None:
 
 @models.command("show")
 def models_show(model: Model, json: Json = False) -> None:
-    """A model tensor by tensor."""
+    """A model tensor by tensor, networks of one pass layer by layer."""
     from . import api
     from .simulator.report import models as listed
 
-    _plain(listed.sheet(api.load_model(model)), json)
+    _plain(listed.sheet(api.load_any(model)), json)
 
 
 @app.command()

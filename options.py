@@ -48,7 +48,7 @@ def model_names(incomplete: str = "") -> list[str]:
     """Bundled models, for completion."""
     from .simulator.workload import zoo
 
-    return [name for name in zoo.names() if name.startswith(incomplete)]
+    return [name for name in (*zoo.names(), *zoo.pipelines()) if name.startswith(incomplete)]
 
 
 def gpu_names(incomplete: str = "") -> list[str]:

@@ -71,7 +71,7 @@ class Comparison(NamedTuple):
 
 
 class ModelRow(NamedTuple):
-    """One model's size."""
+    """One model's size; `oracle` counted its parameters too. What runs as one pass has no context and no KV cache."""
 
     name: str
     family: str
@@ -82,6 +82,7 @@ class ModelRow(NamedTuple):
     weight_bytes: float
     kv_bytes_per_token: float
     origin: str
+    oracle: str
 
 
 class ModelList(NamedTuple):

@@ -7,7 +7,6 @@ communicators, allocator) are ranges read in public logs, with the source in eac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -251,24 +250,20 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
     axes = max(figure.ndim for figure in figures)  # behind the stages a figure lacks the grid axes it does not vary in
     column, kv, activations = (f.reshape(len(f), *([1] * (axes - f.ndim)), *f.shape[1:]) for f in figures)
 
-    def row(name: TensorClass, basis: str, *figures: Array, tier: MemoryTier = MemoryTier.HBM) -> Entry:
-        low, usual, high = figures if len(figures) == 3 else figures * 3
-        return Entry(name, tier, low, usual, high, basis)
-
     def ranged(name: TensorClass, figure: Range) -> Entry:
         ones = np.ones_like(column)
-        return row(name, figure.basis, ones * figure.low, ones * figure.usual, ones * figure.high)
+        return entry(name, figure.basis, ones * figure.low, ones * figure.usual, ones * figure.high)
 
     entries = [
-        row(TensorClass.WEIGHTS, "computed from the tensor list", column, tier=scenario.placement.weights),
-        row(TensorClass.KV_CACHE, "computed, whole pages", kv, tier=scenario.placement.kv),
-        row(
+        entry(TensorClass.WEIGHTS, "computed from the tensor list", column, tier=scenario.placement.weights),
+        entry(TensorClass.KV_CACHE, "computed, whole pages", kv, tier=scenario.placement.kv),
+        entry(
             TensorClass.ACTIVATIONS,
             "computed from the liveness of the lowered operators",
             *(activations * factor for factor in ACTIVATION_SPREAD),
         ),
     ]
-    entries += _beside(scenario, column, row)
+    entries += _beside(scenario, column)
     if device.vendor != "nvidia":
         return Ledger(tuple(entries))
     entries += allocated_beside(device, column + kv + activations)
@@ -279,16 +274,20 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
     return Ledger((*entries, context_entry(device, column)))
 
 
+def entry(name: TensorClass, basis: str, *figures: Array, tier: MemoryTier = MemoryTier.HBM) -> Entry:
+    """A row of a ledger from its lowest, usual and highest bytes, or one figure for all three."""
+    low, usual, high = figures if len(figures) == 3 else figures * 3
+    return Entry(name, tier, low, usual, high, basis)
+
+
 def allocated_beside(device: Device, held: Array) -> tuple[Entry, Entry]:
     """What PyTorch allocates on an NVIDIA device beside the `held` bytes of tensors: workspaces, allocator slack."""
     workspace = WORKSPACE.get(device.architecture, WORKSPACE_ELSEWHERE)
     space = (np.ones_like(held) * workspace * n for n in WORKSPACE_STREAMS)
     slack = (held * share for share in ALLOCATOR_SHARE)
-    streams = "cuBLAS workspace of one to four streams (PyTorch)"
-    reserved = "reserved over allocated in public logs: 1.002 to 1.024"
     return (
-        Entry(TensorClass.WORKSPACE, MemoryTier.HBM, *space, streams),
-        Entry(TensorClass.ALLOCATOR, MemoryTier.HBM, *slack, reserved),
+        entry(TensorClass.WORKSPACE, "cuBLAS workspace of one to four streams (PyTorch)", *space),
+        entry(TensorClass.ALLOCATOR, "reserved over allocated in public logs: 1.002 to 1.024", *slack),
     )
 
 
@@ -296,7 +295,7 @@ def context_entry(device: Device, like: Array) -> Entry:
     """What the driver and libraries hold on an NVIDIA device, as an array like another."""
     context = _added(CONTEXT.get(device.architecture, CONTEXT_ELSEWHERE), FIRST_USE)
     figures = (np.ones_like(like) * figure for figure in (context.low, context.usual, context.high))
-    return Entry(TensorClass.CONTEXT, MemoryTier.HBM, *figures, context.basis)
+    return entry(TensorClass.CONTEXT, context.basis, *figures)
 
 
 def adapter_bytes(scenario: Scenario) -> float:
@@ -313,18 +312,18 @@ def adapter_bytes(scenario: Scenario) -> float:
     return extras.adapters * elements * 2.0 / sharding.devices
 
 
-def _beside(scenario: Scenario, column: Array, row: Callable[..., Entry]) -> list[Entry]:
+def _beside(scenario: Scenario, column: Array) -> list[Entry]:
     """Adapters and a draft model, where there are any; the draft runs on every device in the activations' format."""
     entries, extras = [], scenario.extras
     if extras.adapters:
         size = np.ones_like(column) * adapter_bytes(scenario)
-        entries.append(row(TensorClass.ADAPTERS, "computed: rank x (rows + cols) of every matrix", size))
+        entries.append(entry(TensorClass.ADAPTERS, "computed: rank x (rows + cols) of every matrix", size))
     if extras.draft is not None:
         one = Sharding(tp=scenario.sharding.tp)
         numerics = Numerics(extras.draft.native, scenario.numerics.kv, scenario.numerics.activations)
         draft = scenario.but(model=extras.draft, sharding=one, numerics=numerics, extras=Extras())
         size = stage_weight_bytes(draft).reshape(-1, *([1] * (column.ndim - 1))) + kv_cache_bytes(draft)
-        entries.append(row(TensorClass.DRAFT, "computed: the draft's weights and state", np.ones_like(column) * size))
+        entries.append(entry(TensorClass.DRAFT, "computed: the draft's weights and state", np.ones_like(column) * size))
     return entries
 
 

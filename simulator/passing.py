@@ -18,9 +18,9 @@ from ..hwspecs.device import Fleet
 from .calibration import CalibrationSet
 from .estimate import Array, Estimate, nothing, total
 from .lowering.network import Setting, network_operators
-from .memory import Entry, Ledger, TensorClass, allocated_beside, context_entry
+from .memory import Ledger, TensorClass, allocated_beside, context_entry, entry
 from .operators import Copy, Kernel, KernelName, Operators, one_row
-from .scenario import MemoryTier, Number
+from .scenario import Number
 from .schedule import Priced, price_operators
 from .workload.formats import WeightFormat
 from .workload.network import Pipeline, Stage
@@ -29,7 +29,7 @@ PASS_SPREAD = (0.8, 1.0, 1.5)
 """Activations over the computed ones: fused kernels need less, convolutions' workspaces and copies in another layout
 more (assumed: no measured peak of a pipeline stands behind it)."""
 PASS_LOG_SD = 0.25
-"""What the kernels of a pass leave out (host time of eager execution, fusions), as a shared relative error (assumed)."""
+"""What the kernels of a pass leave out (host time of eager execution, fusions): a shared relative error, assumed."""
 
 
 class Residency(StrEnum):
@@ -113,8 +113,8 @@ def ledger(asked: Passing) -> Ledger:
     basis = "computed from the list of layers"
     moment = "computed from what is alive together, as eager PyTorch runs; the range is assumed"
     entries = (
-        Entry(TensorClass.WEIGHTS, MemoryTier.HBM, own, own, own, basis),
-        Entry(TensorClass.ACTIVATIONS, MemoryTier.HBM, *(peak * factor for factor in PASS_SPREAD), moment),
+        entry(TensorClass.WEIGHTS, basis, own),
+        entry(TensorClass.ACTIVATIONS, moment, *(peak * factor for factor in PASS_SPREAD)),
     )
     device = asked.fleet.device
     if device.vendor != "nvidia":

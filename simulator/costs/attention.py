@@ -13,9 +13,9 @@ Prefill, many queries (kernels with tiles of 128 x 128; `packs_heads` packs the 
 Work is spread over multiprocessors or hangs on the longest tile; memory traffic adds up instead of hiding behind it.
 A tile holds R = 128 queries of one head, or 128 / G of G packed ones. The i-th of a sequence multiplies min(past + i R,
 longest) keys, all of them together at least 128 a tile; longest is all keys in whole blocks of 128, or window + R + 64
-where that is less. Bidirectional attention has no mask: every tile multiplies all keys in whole blocks of 128, which the
-public tables do not hold. Heads are packed where a head's queries alone would fill less than 0.9 of what packed ones fill of
-their tiles.
+where that is less. Heads are packed where a head's queries alone would fill less than 0.9 of what packed ones fill of
+their tiles. Bidirectional attention has no mask: every tile multiplies all keys in whole blocks of 128 (the public
+tables hold none of it).
 
 Decode, one query a sequence, n = sequences x KV heads x ceil(G / 64) blocks:
 

@@ -79,10 +79,7 @@ def _attending(shard: Shard, index: int, a: workload.Attention, roles: tuple[Rol
 
 def _source_tokens(shard: Shard, part: Step) -> Array:
     """Tokens of the encoder whose keys and values a part of the step makes: all with its first tokens."""
-    if part.phase is Phase.DECODE:
-        return np.zeros(())
-    first = np.asarray(part.past_tokens, float) == 0
-    return np.asarray(np.asarray(part.sequences, float) * shard.scenario.model.encoder_tokens * first)
+    return np.asarray(part.first_sequences * shard.scenario.model.encoder_tokens)
 
 
 def _attention_row(shard: Shard, index: int, a: workload.Attention, part: Step) -> Attention:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -31,16 +32,18 @@ from ..operators import (
 from ..workload.formats import FORMATS, WeightFormat
 from ..workload.network import Conv, Layer, Linear, Mix, Network, Pointwise
 from .linear import NARROW_INPUT, linear_kernel
+from .program import Shard
 
 LayerT = TypeVar("LayerT", Linear, Conv, Mix, Pointwise)
 
 
 class Setting(NamedTuple):
-    """How a network runs: device, format of its narrowed weights, format of everything else."""
+    """How a network runs: device, format of its narrowed weights, format of everything else, its name in tables."""
 
     device: Device
     weights: WeightFormat
     activation: DType
+    network: str = ""
 
     def for_wide(self) -> Setting:
         """The same in fp32 throughout."""
@@ -58,7 +61,7 @@ class Setting(NamedTuple):
 
 def network_operators(network: Network, setting: Setting, inputs: npt.ArrayLike, passes: float = 1.0) -> Operators:
     """Operators of `passes` passes of a network over `inputs` inputs each; inputs may be an array."""
-    batch = np.asarray(inputs, float)
+    batch, setting = np.asarray(inputs, float), setting._replace(network=network.name)
     running = network.running
     products = _merged(running, Linear)
     by_kernel: dict[tuple[Kernel, WeightFormat], list[tuple[Linear, float]]] = {}
@@ -66,13 +69,25 @@ def network_operators(network: Network, setting: Setting, inputs: npt.ArrayLike,
         stored = setting.of(layer)
         kernel = linear_kernel(stored, setting.device, setting.activation)
         by_kernel.setdefault((kernel, stored), []).append((layer, times))
-    tables: list[Table] = [
-        _gemm(rows, kernel, stored, setting, batch) for (kernel, stored), rows in by_kernel.items()
-    ]
-    for make, kind in ((_convolution, Conv), (_attention, Mix), (_elementwise, Pointwise)):
-        if rows := _merged(running, kind):
-            tables.append(make(rows, setting, batch))
+    tables: list[Table] = [_gemm(rows, kernel, stored, setting, batch) for (kernel, stored), rows in by_kernel.items()]
+    if convolutions := _merged(running, Conv):
+        tables.append(_convolution(convolutions, setting, batch))
+    if mixed := _merged(running, Mix):
+        tables.append(_attention(mixed, setting, batch))
+    if passed_over := _merged(running, Pointwise):
+        tables.append(_elementwise(passed_over, setting, batch))
     return Operators(tuple(t.repeated(passes) for t in tables))
+
+
+def source_operators(shard: Shard) -> list[Table]:
+    """The encoder over the sources of the sequences whose first tokens a step takes in, whole on the first stage."""
+    scenario, model = shard.scenario, shard.scenario.model
+    sources = sum((part.first_sequences for part in shard.step.parts), start=np.zeros(()))
+    if not model.reads_source or not np.any(sources > 0):
+        return []
+    setting = Setting(scenario.fleet.device, model.unquantised, shard.activation)
+    tables = (t for tower in model.towers for t in network_operators(tower, setting, sources).tables)
+    return [replace(t, count=t.count * shard.on_stage(0)) for t in tables]
 
 
 def _merged(layers: Iterable[Layer], kind: type[LayerT]) -> list[tuple[LayerT, float]]:
@@ -100,12 +115,12 @@ class _Rows(NamedTuple):
 
 
 def _table(
-    cls: type[TableT], rows: list[tuple[LayerT, float]], kernel: Kernel, **columns: Array
+    cls: type[TableT], rows: list[tuple[LayerT, float]], setting: Setting, kernel: Kernel, **columns: Array
 ) -> TableT:
     """A table of these rows on one device."""
     labels = tuple(layer.name for layer, _ in rows)
     count = np.asarray([times for _, times in rows], float)[:, None]
-    return cls(labels, labels, count, kernel, **columns)
+    return cls(labels, (setting.network,) * len(rows), count, kernel, **columns)
 
 
 def _gemm(
@@ -118,6 +133,7 @@ def _gemm(
     return _table(
         Gemm,
         rows,
+        setting,
         kernel,
         m=make.batched(x.tokens for x in layers),
         n=make.each(x.n for x in layers),
@@ -140,6 +156,7 @@ def _convolution(rows: list[tuple[Conv, float]], setting: Setting, batch: Array)
     return _table(
         Convolution,
         rows,
+        setting,
         Kernel(KernelName.CONVOLUTION, dtype),
         images=make.batched(x.depth for x in layers),
         in_channels=make.each(x.in_channels for x in layers),
@@ -160,6 +177,7 @@ def _attention(rows: list[tuple[Mix, float]], setting: Setting, batch: Array) ->
     return _table(
         Bidirectional,
         rows,
+        setting,
         Kernel(KernelName.ATTENTION_PREFILL, setting.activation),
         sequences=make.batched(1.0 for _ in layers),
         new_tokens=make.each(x.queries for x in layers),
@@ -178,6 +196,7 @@ def _elementwise(rows: list[tuple[Pointwise, float]], setting: Setting, batch: A
     return _table(
         Elementwise,
         rows,
+        setting,
         Kernel(KernelName.ELEMENTWISE, setting.activation),
         read_bytes=make.batched(x.inputs * x.elements * width for x in layers),
         write_bytes=make.batched(x.elements * width for x in layers),

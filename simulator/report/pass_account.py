@@ -147,5 +147,3 @@ def _pins(wish: Wish) -> str:
     weights = f" --weights {wish.weights.name}" if wish.weights else ""
     residency = "" if wish.residency is None else " --offload" if wish.residency.value != "all" else " --no-offload"
     return weights + residency
-
-

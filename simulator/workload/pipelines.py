@@ -116,7 +116,8 @@ def _components(get: Reader, size: Size) -> Pipeline:
     result = "clip" if run.frames > 1 else "image"
     steps = max(run.steps.values(), default=0) if len(run.steps) == 1 else sum(run.steps.values())
     words = f"{run.width}x{run.height}{frames}, {steps} step{'s' * (steps != 1)}"
-    return Pipeline(get.name, "pipeline", tuple(stages), run.native, result, words, get.origin)
+    family = next((str(p.config["_class_name"]) for n, p in parts.items() if n in run.steps), "pipeline")
+    return Pipeline(get.name, family, tuple(stages), run.native, result, words, get.origin)
 
 
 def _order(part: Reader, file: str) -> int:
@@ -128,7 +129,9 @@ def _order(part: Reader, file: str) -> int:
         return 2
     if kind is not None:
         known = ", ".join((*one_pass.DENOISERS, *one_pass.AUTOENCODERS))
-        raise InputError("not a network that is known", file=file, key="_class_name", value=kind, remedy=f"known: {known}")
+        raise InputError(
+            "not a network that is known", file=file, key="_class_name", value=kind, remedy=f"known: {known}"
+        )
     return 0
 
 

@@ -191,9 +191,9 @@ def wan(get: Reader, canvas: Canvas) -> Network:
     frames, rows, columns = canvas.frames // span, canvas.height // side, canvas.width // side_width
     tokens, text = frames * rows * columns, canvas.tokens
     passed, channels = float(tokens * width), get.integer("in_channels")
-    own, inner = {"norms": 2 * width}, get.integer("ffn_dim")
-    itself = attention(width, heads, dim, tokens, rotated=True, **own)
-    crossing = attention(width, heads, dim, tokens, keys=text, context=width, name="text attention", **own)
+    norms, inner = 2 * width, get.integer("ffn_dim")
+    itself = attention(width, heads, dim, tokens, rotated=True, norms=norms)
+    crossing = attention(width, heads, dim, tokens, keys=text, norms=norms, name="text attention")
     before = (Pointwise("text norm to fp32", 0, 2 * passed), norm(width, 2 * tokens, name="text norm"))
     if not get.flag("cross_attn_norm"):
         before = (before[0], Pointwise("text norm", 0, passed))
@@ -233,10 +233,12 @@ def ltx(get: Reader, canvas: Canvas) -> Network:
     tokens, text = canvas.frames * canvas.height * canvas.width, canvas.tokens
     passed = float(tokens * width)
     bias, out_bias = get.flag("attention_bias"), get.flag("attention_out_bias")
-    shared = {"bias": bias, "out_bias": out_bias, "norms": 2 * width}
-    itself = attention(width, heads, dim, tokens, rotated=True, **shared)
-    context = get.integer("cross_attention_dim")
-    crossing = attention(width, heads, dim, tokens, keys=text, context=context, name="text attention", **shared)
+    norms, context = 2 * width, get.integer("cross_attention_dim")
+    itself = attention(width, heads, dim, tokens, rotated=True, bias=bias, out_bias=out_bias, norms=norms)
+    crossing = attention(
+        width, heads, dim, tokens, keys=text, context=context, bias=bias, out_bias=out_bias, norms=norms,
+        name="text attention",
+    )  # fmt: skip
     block = (
         Pointwise("modulation table", 6 * width, 6 * width, held=passed),
         *stacked(

@@ -92,7 +92,7 @@ def read(get: Reader, canvas: Canvas) -> Network:
 def resnet(
     inputs: int, outputs: int, height: int, width: int, time: int | None = None, frames: float = 1, span: int = 1
 ) -> tuple[Layer, ...]:
-    """Norm, activation, convolution, the timestep's shift, and the same again; a 1x1 convolution where widths differ."""
+    """Norm, activation, convolution, the timestep's shift, and the same again; a 1x1 one where widths differ."""
     pixels = height * width * frames
     wide, out = inputs * pixels, outputs * pixels
 
@@ -135,7 +135,12 @@ def transformer(level: Level, text: Text, linear: bool) -> tuple[Layer, ...]:
         residual(passed, [norm(width, tokens), *feed_forward(width, 4 * width, tokens, gated=True)]),
     )
     blocks = repeated(level.transformers, block)
-    inside = [norm(width, tokens, name="group norm"), projection("projection in"), *blocks, projection("projection out")]
+    inside = [
+        norm(width, tokens, name="group norm"),
+        projection("projection in"),
+        *blocks,
+        projection("projection out"),
+    ]
     return residual(passed, inside)
 
 

@@ -97,11 +97,12 @@ def modernbert(get: Reader, tokens: int) -> Network:
     layers.append(norm(width, tokens, vectors=vectors, name="embedding norm"))
     for i in range(get.integer("num_hidden_layers")):
         whole = i % get.integer("global_attn_every_n_layers") == 0
-        shared = {"bias": bias, "out_bias": bias, "rotated": True, "limit": None if whole else window}
+        limit = None if whole else window
+        mixing = attention(width, heads, dim, tokens, bias=bias, out_bias=bias, rotated=True, limit=limit)
         before = [norm(width, tokens, vectors=vectors)] if i else []
         layers += stacked(
             passed,
-            residual(passed, [*before, *attention(width, heads, dim, tokens, **shared)]),
+            residual(passed, [*before, *mixing]),
             residual(passed, [norm(width, tokens, vectors=vectors), *forward]),
         )
     return Network(get.name, (*layers, norm(width, tokens, vectors=vectors, name="final norm")), tokens=tokens)
@@ -124,7 +125,7 @@ def deberta(get: Reader, tokens: int) -> Network:
         *_behind(width, tokens, feed_forward(width, get.integer("intermediate_size"), tokens)),
     )
     # Positions pass the same weights as content; each direction is a product of scores, half an attention's work.
-    positions = (
+    positions: tuple[Layer, ...] = (
         *(Linear(f"position {x}", width, width, rows) for x in "qk"),
         *(Mix("position scores", heads, dim, tokens, rows / 2) for _ in range(2)),
     )

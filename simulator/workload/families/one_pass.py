@@ -49,7 +49,12 @@ def _text(function: str, limit_key: str | None, **rest: Any) -> Whole:
     return Whole((("encoders", function),), "text", reads_text=True, limit_key=limit_key, **rest)
 
 
+def _pair(vision: str, text: str) -> Whole:
+    return Whole((("one_input", vision), ("one_input", text)), "pair", images="vision_config")
+
+
 POSITIONS = MappingProxyType({"max_position_embeddings": 512})
+CLIP_POSITIONS = MappingProxyType({"max_position_embeddings": 77})
 WHOLE: Mapping[str, Whole] = MappingProxyType(
     {
         "bert": _text("bert", "max_position_embeddings", defaults=POSITIONS),
@@ -61,14 +66,14 @@ WHOLE: Mapping[str, Whole] = MappingProxyType(
             "modernbert", "max_position_embeddings", defaults=MappingProxyType({"max_position_embeddings": 8192})
         ),
         "deberta-v2": _text("deberta", None),
-        "clip_text_model": _text(
-            "clip_text", "max_position_embeddings", tokens=77, defaults=MappingProxyType({"max_position_embeddings": 77})
-        ),
+        "clip_text_model": _text("clip_text", "max_position_embeddings", tokens=77, defaults=CLIP_POSITIONS),
         "t5_encoder": _text("t5_encoder", None),
         "vit": Whole((("one_input", "vit"),), "image"),
         "dinov2": Whole((("one_input", "dinov2"),), "image"),
-        "clip": Whole((("one_input", "clip_images"), ("one_input", "clip_texts")), "pair", images="vision_config"),
-        "siglip": Whole((("one_input", "siglip_images"), ("one_input", "siglip_texts")), "pair", images="vision_config"),
+        "clip": _pair("clip_images", "clip_texts"),
+        "siglip": Whole(
+            (("one_input", "siglip_images"), ("one_input", "siglip_texts")), "pair", images="vision_config"
+        ),
         "sam": Whole((("one_input", "sam_images"), ("one_input", "sam_masks")), "image", images="vision_config"),
         "wav2vec2": Whole((("audio", "wav2vec2"),), "clip", sound="10 s of sound"),
     }

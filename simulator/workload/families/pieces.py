@@ -160,7 +160,9 @@ def rms_norm_in_fp32(width: int, tokens: float, *, vectors: int = 1, name: str =
     )
 
 
-def modulated(width: int, tokens: float, *, vectors: int = 0, fp32: bool = False, name: str = "norm") -> tuple[Layer, ...]:
+def modulated(
+    width: int, tokens: float, *, vectors: int = 0, fp32: bool = False, name: str = "norm"
+) -> tuple[Layer, ...]:
     """A norm whose result the timestep scales and shifts (adaLN, arXiv 2212.09748); some do it in fp32."""
     passed = float(tokens * width * (2 if fp32 else 1))
     layers: list[Layer] = [

@@ -130,7 +130,7 @@ class Reader(NamedTuple):
         value = self.config.get(key, self.defaults.get(key))
         if value is not None and value not in known:
             raise InputError(f"must be {' or '.join(known)}", file=self.file, key=key, value=value)
-        return value
+        return None if value is None else str(value)
 
     def only(self, key: str, value: object) -> None:
         """Refuse any other value: the family is known with this one alone."""

@@ -21,7 +21,7 @@ def read(get: Reader) -> Model:
 
 
 def t5(get: Reader) -> Model:
-    """T5, mT5 and UMT5 (arXiv 1910.10683): RMS norms, no biases, a table of relative positions instead of absolute ones.
+    """T5, mT5 and UMT5 (arXiv 1910.10683): RMS norms, no biases, a table of relative positions.
 
     The decoder's table belongs to its first layer (in UMT5 every layer has one); the encoder has its own.
     """
@@ -52,7 +52,11 @@ def bart(get: Reader) -> Model:
         encoder_ffn_dim=4096, decoder_ffn_dim=4096, vocab_size=50265, max_position_embeddings=1024,
         tie_word_embeddings=True,
     )  # fmt: skip
-    width, tokens, tied = get.integer("d_model"), get.integer("max_position_embeddings"), get.flag("tie_word_embeddings")
+    width, tokens, tied = (
+        get.integer("d_model"),
+        get.integer("max_position_embeddings"),
+        get.flag("tie_word_embeddings"),
+    )
     rows, passed = tokens + 2, float(tokens * width)
     layer = (
         *residual(passed, attention(width, *_heads(get, "encoder"), tokens)),

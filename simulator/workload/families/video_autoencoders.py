@@ -110,9 +110,7 @@ def _decoder(get: Reader, canvas: Canvas, *, first: bool) -> list[Layer]:
     return [*layers, *_causal("conv out", out, get.integer("out_channels"), h, w, frames, first=first)]
 
 
-def _causal(
-    name: str, inputs: int, outputs: int, h: int, w: int, frames: int, *, first: bool
-) -> tuple[Layer, ...]:
+def _causal(name: str, inputs: int, outputs: int, h: int, w: int, frames: int, *, first: bool) -> tuple[Layer, ...]:
     """A convolution over three frames, the two before kept from the last chunk; joining and padding copy its input.
 
     In later chunks what it keeps for the next one stands beside what was kept for this one.
