@@ -207,6 +207,13 @@ class Step(NamedTuple):
         return np.asarray(np.asarray(self.past_tokens, float) + np.asarray(self.new_tokens, float))
 
     @property
+    def first_sequences(self) -> npt.NDArray[np.float64]:
+        """Sequences of this part whose first tokens it takes in: a source that they read is encoded now."""
+        if self.phase is Phase.DECODE:
+            return np.zeros(())
+        return np.asarray(np.asarray(self.sequences, float) * (np.asarray(self.past_tokens, float) == 0))
+
+    @property
     def logits(self) -> npt.NDArray[np.float64]:
         """Positions of this part that logits are made for."""
         return np.asarray(self.sequences if self.logit_tokens is None else self.logit_tokens, float)

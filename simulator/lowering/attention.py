@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from ..estimate import Array
-from ..operators import NO_WINDOW, Attention, Collective, Kernel, KernelName, Table, one_row
+from ..operators import NO_WINDOW, Attention, Bidirectional, Collective, Kernel, KernelName, Table, one_row
 from ..scenario import Phase, Step
 from ..workload import layers as workload
 from ..workload.formats import kv_element_bytes
@@ -79,21 +79,16 @@ def _attending(shard: Shard, index: int, a: workload.Attention, roles: tuple[Rol
 
 def _source_tokens(shard: Shard, part: Step) -> Array:
     """Tokens of the encoder whose keys and values a part of the step makes: all with its first tokens."""
-    if part.phase is Phase.DECODE:
-        return np.zeros(())
-    first = np.asarray(part.past_tokens, float) == 0
-    return np.asarray(np.asarray(part.sequences, float) * shard.scenario.model.encoder_tokens * first)
+    return np.asarray(part.first_sequences * shard.scenario.model.encoder_tokens)
 
 
 def _attention_row(shard: Shard, index: int, a: workload.Attention, part: Step) -> Attention:
     kv = shard.scenario.numerics.kv
     heads, kv_heads = heads_per_rank(a, shard.tp)
-    seen = part.kv_tokens
-    if a.cross:  # every token sees all of the source: as many pairs as causal attention with half the new tokens more
-        seen = np.asarray(shard.scenario.model.encoder_tokens + (np.asarray(part.new_tokens, float) - 1) / 2)
+    seen = np.asarray(shard.scenario.model.encoder_tokens, float) if a.cross else part.kv_tokens
     name = KernelName.ATTENTION_DECODE if part.phase is Phase.DECODE else KernelName.ATTENTION_PREFILL
     return one_row(
-        Attention,
+        Bidirectional if a.cross else Attention,
         "attention",
         shard.scenario.model.blocks[index].name,
         shard.layer_count(index),

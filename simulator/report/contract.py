@@ -20,6 +20,8 @@ from ..answers import (
     FitAnswer,
     FitList,
     MemoryAnswer,
+    PassAnswer,
+    PassList,
     Question,
     Report,
     SchemaId,
@@ -52,9 +54,9 @@ def with_warnings(report: Report, notes: tuple[str, ...]) -> Report:
 def is_no(answer: Answer | CatalogueAnswer) -> bool:
     """Whether an answer is an honest no: nothing asked about fits, or a check found something."""
     match answer:
-        case FitAnswer() | MemoryAnswer() | ServeAnswer():
+        case FitAnswer() | MemoryAnswer() | ServeAnswer() | PassAnswer():
             return answer.verdict == "no"
-        case FitList():
+        case FitList() | PassList():
             return all(row.verdict == "no" for row in answer.rows)
         case SweepAnswer():
             verdict = answer.columns.verdict

@@ -117,6 +117,10 @@ def _render(out: Console, report: a.Report) -> None:
             from . import sweep_text
 
             sweep_text.render(out, report.answer)
+        case a.PassAnswer() | a.PassList():
+            from . import pass_text
+
+            pass_text.render(out, report, report.answer)
         case _:
             from . import catalogue_text
 

@@ -99,6 +99,11 @@ class Model:
         """Whether any layer routes its tokens to experts."""
         return any(isinstance(block.ffn, Experts) for block in self.blocks)
 
+    @property
+    def reads_source(self) -> bool:
+        """Whether every layer attends to what an encoder made of a source, which each sequence has one of."""
+        return bool(self.towers) and any(block.crosses is not None for block in self.blocks)
+
     def layer_counts(self) -> tuple[int, ...]:
         """How many layers each block stands for."""
         return tuple(self.pattern.count(i) for i in range(len(self.blocks)))

@@ -126,6 +126,34 @@ class Reader(NamedTuple):
             raise InputError(f"must be 0 or 1 for each of {length} layers", file=self.file, key=key, value=value)
         return [bool(v) for v in value]
 
+    def word(self, key: str, known: Sequence[str]) -> str | None:
+        """One of the known words, or None where the config says null or the family has no default."""
+        value = self.config.get(key, self.defaults.get(key))
+        if value is not None and value not in known:
+            raise InputError(f"must be {' or '.join(known)}", file=self.file, key=key, value=value)
+        return None if value is None else str(value)
+
+    def only(self, key: str, value: object) -> None:
+        """Refuse any other value: the family is known with this one alone."""
+        stated = self.config.get(key, self.defaults.get(key, value))
+        if stated != value:
+            raise InputError(f"known of a {self.family} is only {value}", file=self.file, key=key, value=stated)
+
+    def several(self, key: str, length: int | None = None) -> list[int]:
+        """A list of positive whole numbers, `length` of them."""
+        value = self._raw(key)
+        if not isinstance(value, list) or not value or (length is not None and len(value) != length):
+            many = "" if length is None else f"{length} "
+            raise InputError(f"must be a list of {many}whole numbers", file=self.file, key=key, value=value)
+        return self.integers(key, len(value))
+
+    def ratio(self, key: str, default: float) -> float:
+        """A positive number, whole or not."""
+        value = self.config.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_INTEGER:
+            raise InputError("must be a positive number", file=self.file, key=key, value=value)
+        return float(value)
+
     def layer_list(self, key: str, layers: int, first: int = 0) -> list[int]:
         """A list of layer numbers, counted from `first`."""
         value = self.config.get(key, self.defaults.get(key))

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ....errors import InputError
 from .. import files
@@ -19,6 +20,10 @@ from ..hf import read_config
 from ..model import Model
 from ..safetensors import checkpoint_in, read_safetensors
 from . import places
+
+if TYPE_CHECKING:
+    from ..network import Pipeline
+    from ..pipelines import Size
 
 ID = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}")
 
@@ -39,7 +44,7 @@ def is_id(name: str) -> bool:
     return ID.fullmatch(name.partition(":")[0]) is not None
 
 
-def find_installed(name: str) -> Model | None:
+def find_installed(name: str, size: Size | None = None) -> Model | Pipeline | None:
     """The model of a cached snapshot, by its id; of a repository of GGUF files the one of the file type asked for."""
     if not is_id(name):
         return None
@@ -48,7 +53,7 @@ def find_installed(name: str) -> Model | None:
         folder = _repository(root, repository)
         snapshot = None if folder is None else _snapshot(folder)
         if snapshot is not None:
-            return _read(snapshot, name, quant)
+            return _read(snapshot, name, quant, size)
     return None
 
 
@@ -76,24 +81,24 @@ def _holds(folder: Path, revision: str) -> bool:
     return files.is_file(snapshot / "config.json") or bool(places.ggufs_in(snapshot))
 
 
-def _read(snapshot: Path, name: str, quant: str) -> Model:
+def _read(snapshot: Path, name: str, quant: str, size: Size | None = None) -> Model | Pipeline:
     ggufs = places.ggufs_in(snapshot)
     if ggufs and (quant or not files.is_file(snapshot / "config.json")):
         return read_gguf(places.pick(snapshot, ggufs, quant, name.partition(":")[0]), name)
     if quant:
         raise InputError("no GGUF file of this model is in the cache", file=str(snapshot), value=quant)
-    model = read_folder(snapshot)
+    model = read_folder(snapshot, size)
     return dataclasses.replace(model, name=name.rsplit("/", 1)[-1])
 
 
-def read_folder(folder: Path) -> Model:
+def read_folder(folder: Path, size: Size | None = None) -> Model | Pipeline:
     """The model of a folder with a config.json, or with nothing but GGUF files.
 
-    A whole checkpoint beside the config says what its weights really weigh.
+    A whole checkpoint beside the config says what its weights really weigh. `size` is that of a result of one pass.
     """
     weights, config, ggufs = checkpoint_in(folder), folder / "config.json", places.ggufs_in(folder)
     if weights is not None:
-        return read_safetensors(weights)
+        return read_safetensors(weights, size)
     if ggufs and not files.is_file(config):
         if len(ggufs) > 1:
             remedy = f"name one of them: {', '.join(ggufs)}"
@@ -102,7 +107,7 @@ def read_folder(folder: Path) -> Model:
     if not files.is_file(config):
         remedy = "give a config.json, a .gguf file or a bundled name"
         raise InputError("no such file", file=str(config), remedy=remedy)
-    return read_config(config)
+    return read_config(config, size)
 
 
 def not_cached(name: str, bundled: Sequence[str]) -> InputError:
@@ -117,7 +122,7 @@ def not_cached(name: str, bundled: Sequence[str]) -> InputError:
     return InputError(what, file=name, remedy=remedy)
 
 
-def installed() -> Iterator[tuple[str, Callable[[], Model]]]:
+def installed() -> Iterator[tuple[str, Callable[[], Model | Pipeline]]]:
     """Every cached model with a config.json or GGUF files."""
     seen = set()
     for root in roots():
