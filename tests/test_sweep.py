@@ -520,8 +520,11 @@ def test_points_are_counted_as_they_are_done(monkeypatch: pytest.MonkeyPatch) ->
         zoo.bundled("llama-3.1-8b"), [api.load_fleet("h200")[0]], batch="1:20:1", context="1k:64k:1k"
     )
     done: list[int] = []
-    sweeps.ask_sweep(asked, done.append)
+    whole = sweep_files.frame(sweeps.ask_sweep(asked, done.append))
     assert sum(done) == asked.points == 3 * 20 * 64 and len(done) > 50
+    monkeypatch.setattr(sweeps, "POINTS_AT_ONCE", 3 * 64)
+    again = sweep_files.frame(sweeps.ask_sweep(asked))
+    pd.testing.assert_frame_equal(whole, again, check_exact=False, rtol=1e-12)
 
 
 def test_a_million_points_are_cut_into_blocks_and_stay_the_same() -> None:
