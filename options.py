@@ -148,6 +148,7 @@ class Asked:
     adapter_rank: Annotated[str, option("Rank of the adapters.", "N")] = "16"
     draft: Annotated[str | None, option("Model that speculates ahead, kept beside it.", "MODEL")] = None
     graphs: Annotated[bool, option("Whether the engine captures CUDA graphs.")] = True
+    flash_attention: Annotated[bool, option("Whether attention keeps no scores in memory.")] = True
     calibration: Annotated[str | None, option("Calibration file or folder; else $ROOFPLAN_CALIBRATION.", "PATH")] = None
 
     def load(self) -> "Load":
@@ -206,7 +207,13 @@ class Asked:
         tokens = known.max_batched_tokens if own is None else parse_count(own, "--max-batched-tokens")
         share = known.memory_utilization if self.memory_utilization is None else self.memory_utilization
         graphs = known.graphs and self.graphs
-        return dataclasses.replace(known, memory_utilization=share, max_batched_tokens=tokens, graphs=graphs)
+        return dataclasses.replace(
+            known,
+            memory_utilization=share,
+            max_batched_tokens=tokens,
+            graphs=graphs,
+            flash_attention=self.flash_attention,
+        )
 
     def size(self, size: str | None, frames: int | None, steps: int | None) -> "Size":
         """What is asked of the result of a model of one pass."""

@@ -127,9 +127,10 @@ class Engine:
 
     `memory_utilization` is the share of the device an engine may claim: 0.9 is vLLM's `gpu_memory_utilization`
     up to version 0.20. `max_batched_tokens` bounds one step's tokens (vLLM's default for servers on large
-    devices is 8192), `block_tokens` is the page of the KV cache, `graphs` whether CUDA graphs are captured. `name`
-    picks the engine whose kernels were measured; prompts ride along with decode steps (`mixes_prefill`) or have steps
-    of their own, cut into chunks (`chunks_prefill`) or whole; `step_overhead_s` is a step's time beside its kernels.
+    devices is 8192), `block_tokens` is the page of the KV cache, `graphs` whether CUDA graphs are captured,
+    `flash_attention` whether attention keeps no scores in memory (their time is not modelled). `name` picks the engine
+    whose kernels were measured; prompts ride along with decode steps (`mixes_prefill`) or have steps of their own, cut
+    into chunks (`chunks_prefill`) or whole; `step_overhead_s` is a step's time beside its kernels.
     llama.cpp looks tokens up on the host (`embeds_on_host`), keeps room for the logits of every token of a step
     (`logits_for_all`) and samples on the host. `offloads` are the modes of placement it can run (none named: any);
     `fp4_expert_multiples` are the multiples its 4-bit float experts' hidden and own widths are padded to;
@@ -140,6 +141,7 @@ class Engine:
     max_batched_tokens: int = 8192
     block_tokens: int = 16
     graphs: bool = True
+    flash_attention: bool = True
     routing: Routing = Routing.POWER_LAW
     routing_alpha: float = 1.01
     name: str = "vllm"

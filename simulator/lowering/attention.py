@@ -17,7 +17,7 @@ from ..workload.formats import kv_element_bytes
 from ..workload.layers import Role
 from .latent import latent_nodes, latent_operators
 from .linear import all_reduce, elementwise_row, find, gemm_row
-from .program import Node, Shard
+from .program import Buffer, Node, Shard
 from .recurrent import recurrent_nodes, recurrent_operators
 
 
@@ -118,6 +118,13 @@ def _whole_norm_all_reduce(shard: Shard, index: int, a: workload.Attention) -> l
     return [one_row(Collective, "qk norm all-reduce", layer, count, kernel, message_bytes=message, ranks=shard.tp)]
 
 
+def _scores(shard: Shard, a: workload.Attention, heads: int) -> Buffer:
+    """Scores of every query against the whole cache in 32 bits, as llama.cpp makes them without flash attention."""
+    seen = np.asarray(shard.scenario.context, float)
+    seen = seen if a.window is None else np.minimum(seen, a.window)
+    return shard.activation_of("scores", heads, shard.tokens * seen, 4.0)
+
+
 def attention_nodes(shard: Shard, index: int) -> list[Node]:
     """Dataflow of the mixing of one layer: reads `hidden`, writes `between`."""
     model = shard.scenario.model
@@ -131,11 +138,12 @@ def attention_nodes(shard: Shard, index: int) -> list[Node]:
             return [Node("pass on", ("hidden",), (shard.activation_of("between", 0),))]
     heads, kv_heads = heads_per_rank(a, shard.tp)
     q, k, v, attended = heads * a.head_dim, kv_heads * a.head_dim, kv_heads * a.value_width, heads * a.value_width
+    scores = () if shard.scenario.engine.flash_attention else (_scores(shard, a, heads),)
     return [
         Node("norm", ("hidden",), (shard.activation_of("normed", model.hidden),)),
         Node("qkv", ("normed",), tuple(shard.activation_of(n, w) for n, w in (("q", q), ("k", k), ("v", v)))),
         Node("rope", ("q", "k"), (shard.activation_of("q rotated", q), shard.activation_of("k rotated", k))),
-        Node("attention", ("q rotated", "k rotated", "v"), (shard.activation_of("attended", attended),)),
+        Node("attention", ("q rotated", "k rotated", "v"), (shard.activation_of("attended", attended), *scores)),
         Node("out", ("attended",), (shard.activation_of("projected", model.hidden),)),
         Node("return", ("normed", "q rotated", "k rotated", "v")),
         Node("add", ("hidden", "projected"), (shard.activation_of("between", model.hidden),)),
