@@ -26,7 +26,7 @@ from roofplan.simulator.explain import CAUSES, shares
 from roofplan.simulator.inference import decode_in_detail, prefill
 from roofplan.simulator.memory import ledger
 from roofplan.simulator.planner import fit
-from roofplan.simulator.planner.fit import Verdict, Wishes
+from roofplan.simulator.planner.fit import Offload, Verdict, Wishes
 from roofplan.simulator.report import contract, progress, sweep_files
 from roofplan.simulator.report.sweep_account import axes_of
 from roofplan.simulator.scenario import Scenario
@@ -215,7 +215,7 @@ def test_columns_are_what_fits_prints(report: Any) -> None:
             assert (row["batch"], row["context_tokens"], row["prompt_tokens"]) == (b, c, c)
             fleet, _ = api.load_fleet(f"{series.device_count}x{series.device}")
             scenario = api.make_scenario(api.load_model("llama-3.1-8b"), fleet, batch=b, context=c)
-            wishes = Wishes(weight_format(series.weights), kv_format(series.kv))
+            wishes = Wishes(weight_format(series.weights), kv_format(series.kv), offload=Offload.NEVER)
             fits = api.ask_fit(scenario, api.load_calibrations(fleet), wishes)
             one, layout = fits.answer, fits.question.layout
             assert row["verdict"] == one.verdict
