@@ -28,12 +28,13 @@ class Sharding(NamedTuple):
     """How a model is cut over devices: tensor parallel within a stage, pipeline stages one after another.
 
     With expert parallelism the ranks of a tensor-parallel group hold whole experts in `ep` groups; within a group
-    each expert is cut `tp / ep` ways.
+    each expert is cut `tp / ep` ways. `stages` are the layers of each stage where they are not as even as possible.
     """
 
     tp: int = 1
     pp: int = 1
     ep: int = 1
+    stages: tuple[int, ...] = ()
 
     @property
     def devices(self) -> int:
@@ -264,6 +265,12 @@ class Scenario:
                 value=self.fleet.label,
                 remedy="ask for a smaller --tp or --pp",
             )
+        if self.sharding.stages and (len(self.sharding.stages), sum(self.sharding.stages)) != (
+            self.sharding.pp,
+            self.model.layers,
+        ):
+            problem = f"must cut {self.model.layers} layers into {self.sharding.pp} stages"
+            raise InputError(problem, key="stages", value=self.sharding.stages)
         if self.sharding.ep != 1:
             self._refuse_uneven_experts()
 
@@ -288,11 +295,10 @@ class Scenario:
 
 
 def stage_layers(model: Model, sharding: Sharding) -> tuple[tuple[int, ...], ...]:
-    """Layers of each block on each pipeline stage: contiguous, as even as possible, the earlier stages one more."""
+    """Layers of each block on each pipeline stage: contiguous; unless stated as even as possible, early ones one more."""
     base, extra = divmod(model.layers, sharding.pp)
     stages, start = [], 0
-    for stage in range(sharding.pp):
-        size = base + (stage < extra)
+    for size in sharding.stages or [base + (stage < extra) for stage in range(sharding.pp)]:
         part = model.pattern[start : start + size]
         stages.append(tuple(part.count(block) for block in range(len(model.blocks))))
         start += size

@@ -1,0 +1,190 @@
+"""The search: frames in the order of what they could reach, each solved and simulated, until no bound is left below.
+
+A frame's first bound takes the fastest alternative for every layer, whatever it holds; the program's bound replaces
+it when the frame is looked at. The plan is the best of what was simulated; the proof is the least bound of all frames.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from ..calibration import CalibrationSet
+from ..estimate import Array, Estimate
+from ..generation import generate
+from ..memory import Ledger, ledger
+from ..scenario import Scenario
+from ..serving import Load, serve
+from .frames import Family, families
+from .program import Frame, Taken, host_room, per_token_scale
+from .question import Goal, Question
+from .realise import realise
+from .solve import Outcome, solve
+from .verdict import Verdict, budget_bytes, verdict
+
+GAP = 0.01  # relative: frames that could be better by less than this are not looked at
+TRIES = 4
+KEPT = 40
+
+
+class Simulated(NamedTuple):
+    """A plan priced by the simulator: times of one replica, the goal's value, its ledger, what it adds to log-perplexity.
+
+    `per_token` is the time per output token of each user, prompts of others included; `users` are those of a replica.
+    """
+
+    frame: Frame
+    taken: tuple[Taken, ...]
+    scenario: Scenario
+    memory: Ledger
+    per_token: Estimate
+    pace: Estimate
+    first: Estimate
+    of_all: Estimate
+    objective: float
+    log_ppl: float
+
+    @property
+    def tokens_per_s(self) -> Estimate:
+        """Output tokens a second of all users of all replicas, as the time of one of them."""
+        return self.of_all
+
+
+class Found(NamedTuple):
+    """Plans, the best first; the bound no plan of the domain is below; what was looked at."""
+
+    plans: tuple[Simulated, ...]
+    bound: float
+    frames: int
+    solved: int
+    families: tuple[Family, ...]
+    seconds: float
+    timed_out: bool
+
+    @property
+    def gap(self) -> float:
+        """How much better than the best plan one could still be, relative to it."""
+        if not self.plans:
+            return 0.0
+        best = self.plans[0].objective
+        return max(0.0, (best - self.bound) / best)
+
+
+def search(question: Question, calibrations: CalibrationSet, gap: float = GAP, seconds: float = 60.0) -> Found:
+    """The best plan of the domain to within the gap."""
+    started = time.monotonic()
+    found = tuple(families(question, calibrations))
+    frames = [(bound, i, at) for i, family in enumerate(found) for at, bound in enumerate(first_bounds(question, family))]
+    queue = sorted((bound, i, at) for bound, i, at in frames if np.isfinite(bound))
+    plans: list[Simulated] = []
+    best, least, solved, timed_out = np.inf, np.inf, 0, False
+    for bound, i, at in queue:
+        if bound >= best * (1.0 - gap):
+            least = min(least, bound)
+            break
+        if time.monotonic() - started > seconds:
+            least, timed_out = min(least, bound), True
+            break
+        simulated, proved = look_at(question, Frame(found[i], at), calibrations, best * (1.0 - gap))
+        solved += 1
+        least = min(least, proved)
+        if simulated is not None:
+            plans.append(simulated)
+            best = min(best, simulated.objective)
+    plans = sorted(plans, key=lambda p: p.objective)[:KEPT]
+    elapsed = time.monotonic() - started
+    return Found(tuple(plans), min(least, best), len(frames), solved, found, elapsed, timed_out)
+
+
+def first_bounds(question: Question, family: Family) -> Array:
+    """The goal's value at each number of users if every layer took its fastest alternative; infinite where none fits."""
+    layout = family.layout
+    counts = np.array(layout.counts, float)
+    times = []
+    for k, kind in enumerate(layout.kinds):
+        computing, _, late = layout.seconds(k)
+        through = counts @ (computing + late).min(axis=0) + layout.outside(k).sum(axis=0)
+        stages = layout.base.sharding.pp
+        times.append(through * np.maximum(1.0, kind.cycles / stages) + layout.base.engine.step_overhead_s)
+    values = np.array([_goal_of(question, family, times, at) for at in range(layout.users)])
+    limits = question.limits
+    pace = sum(kind.pace * t for kind, t in zip(layout.kinds, times, strict=True))
+    first = sum(kind.first * t for kind, t in zip(layout.kinds, times, strict=True))
+    possible = _may_fit(question, family)
+    if limits.pace_s is not None:
+        possible &= pace <= limits.pace_s * 1.02
+    if limits.first_s is not None:
+        possible &= first <= limits.first_s
+    return np.where(possible, values, np.inf)
+
+
+def _goal_of(question: Question, family: Family, times: list[Array], at: int) -> float:
+    weights = Frame(family, at).weights_of(question)
+    return float(sum(w * t[at] for w, t in zip(weights, times, strict=True)))
+
+
+def _may_fit(question: Question, family: Family) -> Array:
+    """Whether the smallest alternatives of all layers fit devices and host, (users,)."""
+    layout = family.layout
+    fixed, slope = layout.fixed_bytes
+    device, host, _ = layout.bytes_
+    counts = np.array(layout.counts, float)
+    least = counts @ device.min(axis=0) * slope / layout.base.sharding.pp + fixed.min(axis=0)
+    possible = np.asarray(least <= budget_bytes(layout.base))
+    if family.placed and question.fleet.storage is None:
+        either = counts @ (device + host).min(axis=0)
+        possible &= either <= budget_bytes(layout.base) * layout.base.sharding.devices + host_room(question)
+    return possible
+
+
+def look_at(
+    question: Question, frame: Frame, calibrations: CalibrationSet, better_than: float
+) -> tuple[Simulated | None, float]:
+    """A frame's plan, simulated, and the least value its program proves; None where nothing in it fits or is better.
+
+    What the ledger or the simulated pace refuses is solved again with that much less of it: the bound stays the first.
+    """
+    tightened = tightened_pace = 1.0
+    proved = np.inf
+    for attempt in range(TRIES):
+        answer = solve(question, frame, tightened, tightened_pace)
+        if attempt == 0:
+            proved = answer.bound
+        if answer.outcome is Outcome.INFEASIBLE or answer.bound >= better_than:
+            return None, proved
+        simulated = simulate(question, frame, answer.taken, answer.from_drive_bytes, calibrations)
+        over = float(np.max(simulated.memory.high_bytes())) / budget_bytes(simulated.scenario)
+        late = 0.0 if question.limits.pace_s is None else float(simulated.pace.time_s) / question.limits.pace_s
+        if verdict(simulated.scenario, simulated.memory) is Verdict.SURELY and late <= 1.0:
+            return simulated, proved
+        tightened *= min(1.0, 1.0 / over) - (1e-4 if over > 1 else 0.0)
+        tightened_pace *= min(1.0, 1.0 / late if late else 1.0) - (1e-4 if late > 1 else 0.0)
+    return None, proved
+
+
+def simulate(
+    question: Question, frame: Frame, taken: tuple[Taken, ...], from_drive_bytes: float, calibrations: CalibrationSet
+) -> Simulated:
+    """Price an assignment: continuous batching where the devices hold the model, else a batch at a time."""
+    scenario = realise(question, frame, taken, from_drive_bytes)
+    layout = frame.family.layout
+    if frame.family.placed:
+        made = generate(scenario, question.output, calibrations)
+        per_token, pace, first = made.per_token, made.decode_step, made.first
+        of_all = per_token.scaled(1.0 / frame.users)
+    else:
+        served = serve(scenario, Load(frame.users, float(question.prompt), float(question.output)), calibrations)
+        per_token = pace = served.time_per_output_token
+        first, of_all = served.first_token_service, served.time_per_token_of_all
+    if question.goal is Goal.LATENCY:
+        objective = float(first.time_s) + question.output * float(pace.time_s)
+    else:
+        scale = per_token_scale(question, 1.0, frame.family.replicas, frame.devices)
+        objective = float(of_all.time_s) * scale
+    spent = frame.family.kv_log_ppl + layout.outer_log_ppl + sum(
+        t.layers * float(layout.log_ppl[layout.alternatives.index(t.alternative), t.block]) for t in taken
+    )
+    of_all = of_all.scaled(1.0 / frame.family.replicas)
+    return Simulated(frame, taken, scenario, ledger(scenario), per_token, pace, first, of_all, objective, spent)
