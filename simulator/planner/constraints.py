@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..offload import OVERLAP
+from ..scenario import ON_DEVICE
 from .program import GIB, Program, host_room
 from .verdict import budget_bytes
 
@@ -29,6 +30,13 @@ def every_stage_has_layers(p: Program) -> Rows:
     """sum over b, a of n[s, b, a] >= 1: an engine has no empty stage."""
     for s in range(p.frame.stages if p.frame.stages > 1 else 0):
         yield f"every_stage_has_layers_{s}", _sum(v for (stage, _, _), v in p.layers.items() if stage == s) >= 1
+
+
+def something_leaves_the_device(p: Program) -> Rows:
+    """sum of n[s, b, a] over modes elsewhere >= 1: else requests come and go, which other frames price."""
+    if p.frame.family.placed:
+        away = {a for a, each in enumerate(p.frame.alternatives) if each.mode is not ON_DEVICE}
+        yield "something_leaves_the_device", _sum(v for (_, _, a), v in p.layers.items() if a in away) >= 1
 
 
 def device_memory(p: Program) -> Rows:
@@ -69,7 +77,10 @@ def step_takes_its_time(p: Program) -> Rows:
     layout, at, drive = p.frame.family.layout, p.frame.at, p.question.fleet.storage
     for k, time in enumerate(p.times):
         computing, prefetched, late = (c[:, :, at] for c in layout.seconds(k))
-        run = p.sum_of(computing, scale=MS) + float(layout.outside(k)[:, at].sum() + layout.base.engine.step_overhead_s) * MS
+        run = (
+            p.sum_of(computing, scale=MS)
+            + float(layout.outside(k)[:, at].sum() + layout.base.engine.step_overhead_s) * MS
+        )
         behind = p.sum_of(late, scale=MS)
         if drive is not None and not isinstance(p.from_drive, float):
             behind += p.from_drive * GIB / drive.read_bytes_per_s.value * MS * p.touched
@@ -78,7 +89,7 @@ def step_takes_its_time(p: Program) -> Rows:
             continue
         copies = p.sum_of(prefetched, scale=MS)
         for i, angle in enumerate(ANGLES):
-            u, v = _tangent(float(angle))
+            u, v = tangent(float(angle))
             yield f"step_takes_its_time_{k}_{i}", time >= u * run + v * copies + behind
 
 
@@ -119,6 +130,7 @@ def first_token(p: Program) -> Rows:
 CONSTRAINTS: tuple[Callable[[Program], Rows], ...] = (
     every_layer_has_a_place,
     every_stage_has_layers,
+    something_leaves_the_device,
     device_memory,
     copies_have_buffers,
     host_memory,
@@ -136,7 +148,7 @@ def _weighted(p: Program, name: str) -> Any:
     return _sum(float(getattr(kind, name)[at]) * t for kind, t in zip(kinds, p.times, strict=True))
 
 
-def _tangent(angle: float) -> tuple[float, float]:
+def tangent(angle: float) -> tuple[float, float]:
     """(u, v) with u^q + v^q = 1, 1/q + 1/OVERLAP = 1: then u x + v y <= (x^p + y^p)^(1/p) for all x, y >= 0."""
     q = OVERLAP / (OVERLAP - 1.0)
     return float(angle ** (1 / q)), float((1.0 - angle) ** (1 / q))

@@ -87,7 +87,9 @@ def families(question: Question, calibrations: CalibrationSet) -> Iterator[Famil
             change = max(0.0, kv_increase(question.model, kv).usual)
             for chosen in formats(question):
                 resident = combinations(chosen, ((ON_DEVICE, 0.0),), question.model.has_experts)
-                yield Family(_layout(question, sharding, kv, chosen, resident, users, calibrations), replicas, False, change)
+                yield Family(
+                    _layout(question, sharding, kv, chosen, resident, users, calibrations), replicas, False, change
+                )
                 for modes in _placements(question, sharding) if pins.offload is not Offload.NEVER else ():
                     away = combinations(chosen, modes, False)
                     layout = _layout(question, sharding, kv, chosen, away, users, calibrations, placed=True)
@@ -174,10 +176,13 @@ def batch_kinds(question: Question, batch: Array) -> tuple[StepKind, ...]:
     pieces = np.ceil(question.prompt / chunk) * np.ceil(batch / together)
     size = question.prompt / np.ceil(question.prompt / chunk)
     past = size * (np.ceil(question.prompt / chunk) - 1) / 2
-    none, one = np.zeros_like(batch), np.ones_like(batch)
+    none, one = (
+        np.zeros_like(batch),
+        np.ones_like(batch),
+    )  # the pace of a batch counts its prompts, as that of clients does
     decode = Step(Phase.DECODE, batch, 1, np.asarray(question.prompt + question.output / 2))
     taking = Step(Phase.PREFILL, together, size, np.asarray(past))
     return (
         StepKind(decode, one, one, none, one),
-        StepKind(taking, pieces / question.output, none, pieces, one),
+        StepKind(taking, pieces / question.output, pieces / question.output, pieces, one),
     )

@@ -216,13 +216,15 @@ class Layout:
 
     def seconds(self, kind: int) -> tuple[Array, Array, Array]:
         """Seconds of a layer in each alternative (alternatives, blocks, users): computing, prefetched and late copies."""
-        computing, prefetched, late = [], [], []
-        for a in self.alternatives:
-            times = self._layer(kind, a)
-            computing.append(times[0])
-            prefetched.append(times[1])
-            late.append(times[2])
-        return np.stack(computing), np.stack(prefetched), np.stack(late)
+        return self._seconds[kind]
+
+    @cached_property
+    def _seconds(self) -> tuple[tuple[Array, Array, Array], ...]:
+        found = []
+        for kind in range(len(self.kinds)):
+            rows = [self._layer(kind, a) for a in self.alternatives]
+            found.append(tuple(np.stack([row[i] for row in rows]) for i in range(3)))
+        return tuple(found)  # type: ignore[arg-type]
 
     def _layer(self, kind: int, a: Alternative) -> tuple[Array, Array, Array]:
         """`offload.layer_times`, over blocks and numbers of users at once."""
@@ -265,6 +267,17 @@ class Layout:
 
     def _missed(self, kind: int, cached: float) -> Array:
         """Share of a layer's expert bytes a step fetches, (blocks, users)."""
+        if not self.base.model.has_experts:
+            return np.zeros((len(self.counts), self.users))
+        if (kind, cached) not in self._shares_missed:
+            self._shares_missed[kind, cached] = self._miss(kind, cached)
+        return self._shares_missed[kind, cached]
+
+    @cached_property
+    def _shares_missed(self) -> dict[tuple[int, float], Array]:
+        return {}
+
+    def _miss(self, kind: int, cached: float) -> Array:
         rows = []
         first = [self.base.model.pattern.index(b) for b in range(len(self.counts))]
         for at in range(self.users):
@@ -274,8 +287,7 @@ class Layout:
     def _handover(self, kind: int) -> Array:
         step, model = self.kinds[kind].step, self.base.model
         size = np.broadcast_to(step.tokens, (self.users,)) * model.hidden * self.base.numerics.activations.bytes
-        costs = StepCosts(self.base, step, self.calibrations)
-        return np.array([2.0 * float(costs.copy(float(s)).time_s) for s in size])
+        return np.asarray(2.0 * StepCosts(self.base, step, self.calibrations).copy(size).time_s)
 
     def _one(self, at: int) -> Scenario:
         return self.base.but(batch=float(np.ravel(self.base.batch)[at]))

@@ -74,9 +74,12 @@ class Frame:
     def weights_of(self, question: Question) -> Array:
         """What a second of each kind of step adds to the goal, (kinds,)."""
         kinds = self.family.layout.kinds
-        per_token, pace, first = (np.array([getattr(k, f)[self.at] for k in kinds]) for f in ("per_token", "pace", "first"))
+        per_token, pace, first = (
+            np.array([getattr(k, f)[self.at] for k in kinds]) for f in ("per_token", "pace", "first")
+        )
         if question.goal is Goal.LATENCY:
-            return np.asarray(first + question.output * pace)
+            alone = np.where(first > 0, 0.0, pace)  # a step that takes prompts in comes before the first token
+            return np.asarray(first + question.output * alone)
         return np.asarray(per_token * per_token_scale(question, self.users, self.family.replicas, self.devices))
 
 
@@ -123,8 +126,10 @@ class Program:
         )
 
 
-def build(question: Question, frame: Frame, tightened: float = 1.0, tightened_pace: float = 1.0) -> Program:
-    """The program with all its rows and its objective."""
+def build(
+    question: Question, frame: Frame, tightened: float = 1.0, tightened_pace: float = 1.0, below: float = float("inf")
+) -> Program:
+    """The program with all its rows and its objective; only plans `below` a value of the goal are wanted."""
     import pulp
 
     from .constraints import CONSTRAINTS
@@ -146,7 +151,10 @@ def build(question: Question, frame: Frame, tightened: float = 1.0, tightened_pa
         program.from_drive = pulp.LpVariable("from_drive", 0)
     weights = frame.weights_of(question)
     unit = objective_unit(question, frame)
-    program.problem += pulp.lpSum(float(w) * 1e-3 / unit * t for w, t in zip(weights, program.times, strict=True)), "goal"
+    goal = pulp.lpSum(float(w) * 1e-3 / unit * t for w, t in zip(weights, program.times, strict=True))
+    program.problem += goal, "goal"
+    if below < float("inf"):
+        program.problem += goal <= below / unit, "better_than_the_best_found"
     for constraint in CONSTRAINTS:
         for name, row in constraint(program):
             program.problem += row, name

@@ -30,7 +30,9 @@ def realise(question: Question, frame: Frame, taken: tuple[Taken, ...], from_dri
         placement = placement_of([[a for _, a in each]], 0.0)
         if from_drive_bytes > 0:
             held = _host_weights(scenario.but(placement=placement))
-            placement = placement._replace(storage_share=min(1.0, from_drive_bytes * (1 + 1e-9) / held) if held else 0.0)
+            placement = placement._replace(
+                storage_share=min(1.0, from_drive_bytes * (1 + 1e-9) / held) if held else 0.0
+            )
         scenario = scenario.but(placement=placement)
     return scenario
 
@@ -81,9 +83,7 @@ def _with_formats(model: Model, each: list[Alternative]) -> tuple[Model, WeightF
         blocks.append(block if alone[b] else block._replace(name=f"{block.name} [{words}]"))
         formats |= {(i, False): shell, (i, True): experts}
     pattern = tuple(kinds.index(kind) for kind in of_layer)
-    changed = dataclasses.replace(
-        model, blocks=tuple(blocks), pattern=pattern, layer_formats=MappingProxyType(formats)
-    )
+    changed = dataclasses.replace(model, blocks=tuple(blocks), pattern=pattern, layer_formats=MappingProxyType(formats))
     return changed, usual
 
 

@@ -12,19 +12,20 @@ from typing import NamedTuple
 import numpy as np
 
 from ..calibration import CalibrationSet
-from ..estimate import Array, Estimate
+from ..estimate import Estimate
 from ..generation import generate
 from ..memory import Ledger, ledger
 from ..scenario import Scenario
 from ..serving import Load, serve
+from .bounds import first_bounds
 from .frames import Family, families
-from .program import Frame, Taken, host_room, per_token_scale
+from .program import Frame, Taken, per_token_scale
 from .question import Goal, Question
 from .realise import realise
 from .solve import Outcome, solve
 from .verdict import Verdict, budget_bytes, verdict
 
-GAP = 0.01  # relative: frames that could be better by less than this are not looked at
+GAP = 0.002  # relative: frames that could be better by less than this are not looked at
 TRIES = 4
 KEPT = 40
 
@@ -76,7 +77,9 @@ def search(question: Question, calibrations: CalibrationSet, gap: float = GAP, s
     """The best plan of the domain to within the gap."""
     started = time.monotonic()
     found = tuple(families(question, calibrations))
-    frames = [(bound, i, at) for i, family in enumerate(found) for at, bound in enumerate(first_bounds(question, family))]
+    frames = [
+        (bound, i, at) for i, family in enumerate(found) for at, bound in enumerate(first_bounds(question, family))
+    ]
     queue = sorted((bound, i, at) for bound, i, at in frames if np.isfinite(bound))
     plans: list[Simulated] = []
     best, least, solved, timed_out = np.inf, np.inf, 0, False
@@ -98,47 +101,6 @@ def search(question: Question, calibrations: CalibrationSet, gap: float = GAP, s
     return Found(tuple(plans), min(least, best), len(frames), solved, found, elapsed, timed_out)
 
 
-def first_bounds(question: Question, family: Family) -> Array:
-    """The goal's value at each number of users if every layer took its fastest alternative; infinite where none fits."""
-    layout = family.layout
-    counts = np.array(layout.counts, float)
-    times = []
-    for k, kind in enumerate(layout.kinds):
-        computing, _, late = layout.seconds(k)
-        through = counts @ (computing + late).min(axis=0) + layout.outside(k).sum(axis=0)
-        stages = layout.base.sharding.pp
-        times.append(through * np.maximum(1.0, kind.cycles / stages) + layout.base.engine.step_overhead_s)
-    values = np.array([_goal_of(question, family, times, at) for at in range(layout.users)])
-    limits = question.limits
-    pace = sum(kind.pace * t for kind, t in zip(layout.kinds, times, strict=True))
-    first = sum(kind.first * t for kind, t in zip(layout.kinds, times, strict=True))
-    possible = _may_fit(question, family)
-    if limits.pace_s is not None:
-        possible &= pace <= limits.pace_s * 1.02
-    if limits.first_s is not None:
-        possible &= first <= limits.first_s
-    return np.where(possible, values, np.inf)
-
-
-def _goal_of(question: Question, family: Family, times: list[Array], at: int) -> float:
-    weights = Frame(family, at).weights_of(question)
-    return float(sum(w * t[at] for w, t in zip(weights, times, strict=True)))
-
-
-def _may_fit(question: Question, family: Family) -> Array:
-    """Whether the smallest alternatives of all layers fit devices and host, (users,)."""
-    layout = family.layout
-    fixed, slope = layout.fixed_bytes
-    device, host, _ = layout.bytes_
-    counts = np.array(layout.counts, float)
-    least = counts @ device.min(axis=0) * slope / layout.base.sharding.pp + fixed.min(axis=0)
-    possible = np.asarray(least <= budget_bytes(layout.base))
-    if family.placed and question.fleet.storage is None:
-        either = counts @ (device + host).min(axis=0)
-        possible &= either <= budget_bytes(layout.base) * layout.base.sharding.devices + host_room(question)
-    return possible
-
-
 def look_at(
     question: Question, frame: Frame, calibrations: CalibrationSet, better_than: float
 ) -> tuple[Simulated | None, float]:
@@ -149,10 +111,10 @@ def look_at(
     tightened = tightened_pace = 1.0
     proved = np.inf
     for attempt in range(TRIES):
-        answer = solve(question, frame, tightened, tightened_pace)
+        answer = solve(question, frame, tightened, tightened_pace, better_than)
         if attempt == 0:
-            proved = answer.bound
-        if answer.outcome is Outcome.INFEASIBLE or answer.bound >= better_than:
+            proved = min(answer.bound, better_than)
+        if answer.outcome is Outcome.INFEASIBLE:
             return None, proved
         simulated = simulate(question, frame, answer.taken, answer.from_drive_bytes, calibrations)
         over = float(np.max(simulated.memory.high_bytes())) / budget_bytes(simulated.scenario)
@@ -172,19 +134,22 @@ def simulate(
     layout = frame.family.layout
     if frame.family.placed:
         made = generate(scenario, question.output, calibrations)
-        per_token, pace, first = made.per_token, made.decode_step, made.first
+        per_token, pace, first = made.per_token, made.per_token, made.first
         of_all = per_token.scaled(1.0 / frame.users)
     else:
         served = serve(scenario, Load(frame.users, float(question.prompt), float(question.output)), calibrations)
         per_token = pace = served.time_per_output_token
         first, of_all = served.first_token_service, served.time_per_token_of_all
     if question.goal is Goal.LATENCY:
-        objective = float(first.time_s) + question.output * float(pace.time_s)
+        alone = made.decode_step if frame.family.placed else pace
+        objective = float(first.time_s) + question.output * float(alone.time_s)
     else:
         scale = per_token_scale(question, 1.0, frame.family.replicas, frame.devices)
         objective = float(of_all.time_s) * scale
-    spent = frame.family.kv_log_ppl + layout.outer_log_ppl + sum(
-        t.layers * float(layout.log_ppl[layout.alternatives.index(t.alternative), t.block]) for t in taken
+    spent = (
+        frame.family.kv_log_ppl
+        + layout.outer_log_ppl
+        + sum(t.layers * float(layout.log_ppl[layout.alternatives.index(t.alternative), t.block]) for t in taken)
     )
     of_all = of_all.scaled(1.0 / frame.family.replicas)
     return Simulated(frame, taken, scenario, ledger(scenario), per_token, pace, first, of_all, objective, spent)

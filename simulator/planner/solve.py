@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .program import GIB, Frame, Program, Taken, build, objective_unit
 from .question import Question
 
-RELATIVE_GAP = 1e-4
+RELATIVE_GAP = 1e-3
 SECONDS = 20.0
 
 
@@ -30,11 +30,16 @@ class Solved(NamedTuple):
     from_drive_bytes: float
 
 
-def solve(question: Question, frame: Frame, tightened: float = 1.0, tightened_pace: float = 1.0) -> Solved:
-    """Solve a frame's program; the tightenings are shares of the memory and of the pace that may be used."""
+def solve(
+    question: Question, frame: Frame, tightened: float = 1.0, tightened_pace: float = 1.0, below: float = float("inf")
+) -> Solved:
+    """Solve a frame's program; the tightenings are shares of the memory and of the pace that may be used.
+
+    Where no plan is `below` that value of the goal the frame counts as infeasible.
+    """
     import pulp
 
-    program = build(question, frame, tightened, tightened_pace)
+    program = build(question, frame, tightened, tightened_pace, below)
     solver = pulp.HiGHS(msg=False, gapRel=RELATIVE_GAP, timeLimit=SECONDS, threads=1)
     program.problem.solve(solver)
     status = program.problem.sol_status
