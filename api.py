@@ -373,7 +373,8 @@ def ask_pass(
     asked = Passing(pipeline, fleet, pipeline.native, batch, memory_utilization=memory_utilization)
     choice = passes.choose(asked, wish, calibrations)
     answer, passed = pass_account.answer_of(choice, wish, calibrations), choice.passed
-    notes = () if fleet.count == 1 else (f"one of the {fleet.count} devices is used: passes are not cut",)
+    uncut = () if fleet.count == 1 else (f"one of the {fleet.count} devices is used: passes are not cut",)
+    notes = (*pipeline.warnings, *uncut)
     if answer.verdict == Verdict.NO.label:
         return envelope(answer, warnings=notes)
     return envelope(answer, None, evidence_of(passed.whole, passed.operators, calibrations), notes)
@@ -387,18 +388,22 @@ def ask_pass_devices(
     memory_utilization: float = 0.9,
     calibration: str | None = None,
 ) -> a.Report:
-    """The same on every bundled device, smallest first."""
-    from .simulator.passing import Passing
+    """The same on every bundled device that has a rate for all formats it computes in, smallest first."""
+    from .simulator.passing import Passing, can_compute
     from .simulator.planner import passes
     from .simulator.report import pass_account
 
-    rows = []
+    rows, without = [], []
     for device in sorted((load(Device, n) for n in names(Device)), key=lambda d: d.capacity_bytes.value):
         fleet = fleet_of(device)
         asked = Passing(pipeline, fleet, pipeline.native, batch, memory_utilization=memory_utilization)
+        if not can_compute(asked):
+            without.append(device.key)
+            continue
         choice = passes.choose(asked, wish or passes.Wish(), load_calibrations(fleet, calibration))
         rows.append(pass_account.row_of(choice))
-    return envelope(a.PassList(pipeline.size, tuple(rows)))
+    left_out = (f"left out, as no fp32 rate of them is known: {', '.join(without)}",) if without else ()
+    return envelope(a.PassList(pipeline.size, tuple(rows)), warnings=(*pipeline.warnings, *left_out))
 
 
 def ask_ledger(scenario: Scenario, wishes: Wishes | None = None, calibrations: Calibrations | None = None) -> a.Report:

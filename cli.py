@@ -86,6 +86,7 @@ def fits(
     unnamed = asked.gpu is None and asked.vram is None and asked.bandwidth is None
     load, engine = asked.load(), asked.profile()
     if model is None:
+        asked.size(size, frames, steps).refuse("a list of models", "width", "frames", "steps")
         wishes = asked.wishes()
         fleet, notes = asked.fleet()
         engine = asked.profile(fleet.device)

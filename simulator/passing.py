@@ -20,7 +20,7 @@ from .estimate import Array, Estimate, nothing, total
 from .lowering.network import Setting, network_operators
 from .memory import Ledger, TensorClass, allocated_beside, context_entry, entry
 from .operators import Copy, Kernel, KernelName, Operators, one_row
-from .scenario import Number
+from .scenario import MemoryTier, Number
 from .schedule import Priced, price_operators
 from .workload.formats import WeightFormat
 from .workload.network import Pipeline, Stage
@@ -76,6 +76,16 @@ class Passing:
         return self.memory_utilization * self.fleet.usable_bytes()
 
 
+def can_compute(asked: Passing) -> bool:
+    """Whether a rate is known for every format the pipeline computes in: some devices state none for fp32."""
+    try:
+        for stage in asked.pipeline.stages:
+            asked.fleet.device.peak_flops_per_s(asked.setting(stage).activation)
+    except InputError:
+        return False
+    return True
+
+
 class Held(NamedTuple):
     """Bytes of one network: its weights, and its activations at their peak with the whole batch."""
 
@@ -112,14 +122,17 @@ def ledger(asked: Passing) -> Ledger:
     peak, own = np.asarray(peak)[None], np.asarray(own, float)[None]
     basis = "computed from the list of layers"
     moment = "computed from what is alive together, as eager PyTorch runs; the range is assumed"
-    entries = (
+    entries = [
         entry(TensorClass.WEIGHTS, basis, own),
         entry(TensorClass.ACTIVATIONS, moment, *(peak * factor for factor in PASS_SPREAD)),
-    )
+    ]
+    if asked.residency is Residency.ONE and not asked.fleet.device.unified_memory:
+        waiting = np.broadcast_to(weights.sum(axis=0), own.shape)
+        entries.append(entry(TensorClass.WEIGHTS, "all networks wait in host memory", waiting, tier=MemoryTier.HOST))
     device = asked.fleet.device
-    if device.vendor != "nvidia":
-        return Ledger(entries)
-    return Ledger((*entries, *allocated_beside(device, own + peak), context_entry(device, own)))
+    if device.vendor == "nvidia":
+        entries += [*allocated_beside(device, own + peak), context_entry(device, own)]
+    return Ledger(tuple(entries))
 
 
 class Passed(NamedTuple):

@@ -6,19 +6,23 @@ Enumerated like decoders: formats from the most faithful down, all networks resi
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from ...errors import UnknownNameError
+from ...errors import InputError, UnknownNameError
+from ...units import format_gib
 from ..calibration import CalibrationSet
 from ..estimate import Array
 from ..memory import Ledger
 from ..passing import Passed, Passing, Residency, ledger, run
+from ..scenario import MemoryTier
 from ..workload.formats import FORMATS, WeightFormat
 from ..workload.network import Pipeline
 from .domain import largest
 from .fit import MAX_USERS
+from .place import HOST_SHARE
 from .verdict import Verdict, room
 
 __all__ = ["Choice", "Option", "Wish", "choose", "max_results", "options"]
@@ -72,15 +76,26 @@ def formats(pipeline: Pipeline) -> tuple[WeightFormat, ...]:
 
 
 def options(asked: Passing, wish: Wish) -> tuple[Option, ...]:
-    """Every format and residency that was not pinned otherwise, in the order they are preferred."""
+    """Every format and residency that was not pinned otherwise, in the order they are preferred.
+
+    Networks that leave the device need room in host memory, where it is known how much there is.
+    """
+    stated = asked.fleet.host_memory_bytes
+    spare = math.inf if stated is None else HOST_SHARE * stated
     alone = len(asked.pipeline.stages) == 1 or asked.fleet.device.unified_memory
     kinds = (wish.residency,) if wish.residency else (Residency.ALL,) if alone else tuple(Residency)
-    found = []
+    found, least = [], math.inf
     for weights in (wish.weights,) if wish.weights else formats(asked.pipeline):
         for residency in kinds:
             option = dataclasses.replace(asked, weights=weights, residency=residency)
             memory = ledger(option)
-            found.append(Option(option, memory, _verdict(option, memory)))
+            waiting = memory.tier_bytes(MemoryTier.HOST)
+            least = min(least, waiting)
+            if waiting <= spare:
+                found.append(Option(option, memory, _verdict(option, memory)))
+    if not found:
+        problem = f"all networks wait in host memory, which takes {format_gib(least)}"
+        raise InputError(problem, key="--ram", value=format_gib(stated or 0.0), remedy="state more, or drop --offload")
     return tuple(found)
 
 

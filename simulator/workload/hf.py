@@ -25,19 +25,23 @@ BESIDE = ("quantization_config", "torch_dtype", "dtype", "tie_word_embeddings")
 
 def read_config(path: Path, size: Size | None = None) -> Model | Pipeline:
     """The model a config.json describes; the name is that of the file's folder. `size`: see `parse_any`."""
+    stem = path.resolve().parent.name if path.stem == "config" else path.stem
+    return parse_any(read_json(path), name=stem or "model", file=str(path), size=size)
+
+
+def read_json(path: Path) -> object:
+    """What a config.json holds, or an error that says why it cannot be one."""
     file = str(path)
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise InputError("larger than 4 MB: not a config.json", file=file)
-        config = json.loads(path.read_bytes().decode("utf-8"))
+        return json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=file) from None
     except UnicodeDecodeError:
         raise InputError("not UTF-8 text", file=file, remedy="give the model's config.json") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}", file=file, remedy="give the model's config.json") from None
-    stem = path.resolve().parent.name if path.stem == "config" else path.stem
-    return parse_any(config, name=stem or "model", file=file, size=size)
 
 
 def parse_any(
@@ -52,6 +56,10 @@ def parse_any(
 
         if isinstance(config, dict) and is_one_pass(config):
             return parse_pipeline(config, name=name, file=file, origin=origin, size=size)
+    if isinstance(config, dict) and "_class_name" in config:
+        remedy = "give the folder that holds model_index.json"
+        problem = "one part of a pipeline of diffusers"
+        raise InputError(problem, file=file, key="_class_name", value=config["_class_name"], remedy=remedy)
     if size is not None:
         size.refuse(f"{name}, which writes token by token", "width", "frames", "steps")
     return parse_config(config, name=name, file=file, origin=origin)

@@ -217,7 +217,8 @@ class Stage(NamedTuple):
 class Pipeline:
     """A model of networks that run one after another, some of them many times for one result.
 
-    `result` is what comes out (an image, a clip, an answer for one sequence), `size` how large it is, in words.
+    `result` is what comes out (an image, a clip, an answer for one sequence), `size` how large it is, in words;
+    `warnings` what an asker must know of how it was read.
     """
 
     name: str
@@ -227,11 +228,7 @@ class Pipeline:
     result: str = "input"
     size: str = ""
     origin: str = "bundled"
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What an asker must know of how it was read: nothing."""
-        return ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def networks(self) -> tuple[Network, ...]:

@@ -71,7 +71,7 @@ def _single(get: Reader, size: Size) -> Pipeline:
     kind = one_pass.WHOLE[family]
     if not kind.reads_text:
         size.refuse(get.family, "tokens")
-    limit = None if kind.limit_key is None else get.assuming(**kind.defaults).integer(kind.limit_key) - kind.padding
+    limit = get.assuming(**kind.defaults).first(*kind.limit_keys) - kind.padding if kind.limit_keys else None
     tokens = size.tokens if size.tokens is not None else min(limit or kind.tokens, kind.tokens)
     if limit is not None and tokens > limit:
         raise InputError(f"{get.name} reads at most {limit} tokens", key="--context", value=tokens)
@@ -108,13 +108,14 @@ def _components(get: Reader, size: Size) -> Pipeline:
     if not parts:
         raise InputError("names no network", file=get.file, key="components")
     run = _run(get, size, parts)
-    latent = _latents(run, parts)
+    latent = _latents(run, size, parts)
     stages = []
     for name, part in sorted(parts.items(), key=lambda item: _order(item[1], get.file)):
         stages.append(_stage(name, part._replace(name=name), run, latent))
+    latent.cut(1)
     frames = f", {run.frames} frames" if run.frames > 1 else ""
     result = "clip" if run.frames > 1 else "image"
-    steps = max(run.steps.values(), default=0) if len(run.steps) == 1 else sum(run.steps.values())
+    steps = sum(run.steps.values())
     words = f"{run.width}x{run.height}{frames}, {steps} step{'s' * (steps != 1)}"
     family = next((str(p.config["_class_name"]) for n, p in parts.items() if n in run.steps), "pipeline")
     return Pipeline(get.name, family, tuple(stages), run.native, result, words, get.origin)
@@ -144,8 +145,7 @@ def _run(get: Reader, size: Size, parts: Mapping[str, Reader]) -> _Run:
         raise InputError("must be a number, or one for each denoiser", file=get.file, key="run.steps", value=steps)
     counts = {name: run._replace(config={"steps": n}).integer("steps") for name, n in shares.items()}
     if size.steps is not None:
-        whole = sum(counts.values())
-        counts = {name: max(1, round(n * size.steps / whole)) for name, n in counts.items()}
+        counts = _shared(size.steps, counts)
     guidance = run.word("guidance", (WITHOUT_GUIDANCE, IN_THE_BATCH, IN_PASSES)) or WITHOUT_GUIDANCE
     height, width = run.several("size", 2)
     frames = run.integer("frames") if size.frames is None else size.frames
@@ -153,7 +153,8 @@ def _run(get: Reader, size: Size, parts: Mapping[str, Reader]) -> _Run:
         size.refuse(get.name, "frames")
     if size.tokens is not None:
         size.refuse(get.name, "tokens")
-    tokens = {name: run.section("tokens").integer(name) for name in run.config.get("tokens", {})}
+    read = run.section("tokens") if run.has("tokens") else run._replace(config={})
+    tokens = {name: read.integer(name) for name in read.config}
     wide = tuple(run.words("wide", list(parts)) or ())
     native = get._replace(config={"dtype": run.config.get("dtype", "float16")}).formats()[0]
     asked = _Run(
@@ -167,29 +168,49 @@ def _run(get: Reader, size: Size, parts: Mapping[str, Reader]) -> _Run:
         wide,
         native,
     )
-    limits = (("--size", max(asked.width, asked.height), MAX_PIXELS), ("--frames", asked.frames, MAX_FRAMES))
-    for key, value, limit in (*limits, ("--steps", max(counts.values(), default=1), MAX_STEPS)):
+    whole = sum(counts.values())
+    for name, stated, value, limit in (
+        ("size", size.width, max(asked.width, asked.height), MAX_PIXELS),
+        ("frames", size.frames, asked.frames, MAX_FRAMES),
+        ("steps", size.steps, whole, MAX_STEPS),
+    ):
         if not 1 <= value <= limit:
-            raise InputError(f"must lie between 1 and {limit}", key=key, value=value)
+            raise InputError(f"must lie between 1 and {limit}", value=value, **_place(name, stated, get.file))
     return asked
 
 
-def _latents(run: _Run, parts: Mapping[str, Reader]) -> Canvas:
-    """The size of the latents, by the autoencoder's own factor; sizes that do not divide are refused."""
+def _shared(steps: int, counts: Mapping[str, int]) -> dict[str, int]:
+    """So many steps dealt out to denoisers in the proportion they have."""
+    whole, reached, result = sum(counts.values()), 0, {}
+    before = 0
+    for name, count in counts.items():
+        reached += count
+        upto = round(steps * reached / whole)
+        result[name], before = upto - before, upto
+    return result
+
+
+def _place(name: str, stated: int | None, file: str) -> dict[str, str]:
+    """Where a value comes from: the option that states it, or the file."""
+    return {"key": f"--{name}"} if stated is not None else {"file": file, "key": f"run.{name}"}
+
+
+def _latents(run: _Run, size: Size, parts: Mapping[str, Reader]) -> Canvas:
+    """The size of the latents, by the autoencoder's own factor; which sizes divide the denoiser knows."""
     for part in parts.values():
         known = one_pass.AUTOENCODERS.get(str(part.config.get("_class_name")))
         if known is None:
             continue
         module = import_module(f".families.{known.module}", __package__)
         factor = int(getattr(module, known.factor)(part))
-        for value in (run.width, run.height):
-            if value % factor:
-                raise InputError(f"must be a multiple of {factor}", key="--size", value=f"{run.width}x{run.height}")
+        uneven = f"{run.width}x{run.height}" if run.width % factor or run.height % factor else ""
         if (run.frames - 1) % known.frames:
-            remedy = f"one more than a multiple of {known.frames}"
-            raise InputError("frames that the autoencoder cannot make", key="--frames", value=run.frames, remedy=remedy)
+            problem = f"must be one more than a multiple of {known.frames}"
+            raise InputError(problem, value=run.frames, **_place("frames", size.frames, part.file))
         frames = (run.frames - 1) // known.frames + 1
-        return Canvas(run.height // factor, run.width // factor, frames, run.condition)
+        place = _place("size", size.width, part.file)
+        height, width = run.height // factor, run.width // factor
+        return Canvas(height, width, frames, run.condition, factor, uneven, place["key"], place.get("file"))
     raise InputError("has no autoencoder", file=next(iter(parts.values())).file, key="components")
 
 

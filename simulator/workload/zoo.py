@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os.path
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, UnknownNameError
 from .hf import parse_config, read_config
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pipelines import Size
 
 ZOO = Path(__file__).parent / "zoo.jsonl"
+PIPELINE_INDEX = "model_index.json"  # what a folder of diffusers begins with
 ONE_PASS = '"kind": "one pass"'  # what the line of a model that runs as one pass says
 
 
@@ -68,6 +69,12 @@ def bundled_pipeline(name: str, size: Size | None = None) -> Pipeline:
     return parse_pipeline(config, name=name, file=f"bundled model {name}", origin="bundled", size=size)
 
 
+def components(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configs of the networks of a bundled pipeline, and how they run; nothing of an encoder."""
+    entry = json.loads(_lines()[name])
+    return entry.get("components", {}), entry.get("run", {})
+
+
 def resolve(name: str, size: Size | None = None) -> Model | Pipeline:
     """A model from a bundled name; a config.json, a folder that holds one, a GGUF or safetensors file; or one that
     Ollama, LM Studio or the Hugging Face cache keeps on this machine. `size` is that of a result of one pass.
@@ -82,6 +89,10 @@ def resolve(name: str, size: Size | None = None) -> Model | Pipeline:
         from .safetensors import read_safetensors
 
         return read_safetensors(_existing(path))
+    if path.name == PIPELINE_INDEX:
+        from .local.huggingface import read_folder
+
+        return read_folder(_existing(path).parent, size)
     if name.endswith(".json"):
         return read_config(_existing(path), size)
     if name and os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises on a name too long
@@ -90,7 +101,8 @@ def resolve(name: str, size: Size | None = None) -> Model | Pipeline:
         return read_folder(path, size)
     key = name.strip().lower().replace("_", "-").rsplit("/", 1)[-1]
     lines = _lines()
-    for candidate in (key, key.removeprefix("meta-"), key.removesuffix("-instruct"), key.removesuffix("-v0.1")):
+    shorter = (key.removeprefix("meta-"), key.removesuffix("-instruct"), key.removesuffix("-v0.1"))
+    for candidate in (key, *shorter, _of_source(name, lines)):
         if candidate in lines:
             if ONE_PASS in lines[candidate]:
                 return bundled_pipeline(candidate, size)
@@ -106,6 +118,12 @@ def resolve(name: str, size: Size | None = None) -> Model | Pipeline:
     if found is not None:
         return found
     raise UnknownNameError("model", name, lines, listing="roofplan models list")
+
+
+def _of_source(name: str, lines: dict[str, str]) -> str:
+    """The bundled model whose facts come from the repository ORG/NAME; empty where there is none."""
+    stated = f'"source": {json.dumps(name.strip())},'
+    return next((model for model, line in lines.items() if stated in line), "") if "/" in name else ""
 
 
 def _is_gguf(path: Path) -> bool:

@@ -143,7 +143,8 @@ def sd3(get: Reader, canvas: Canvas) -> Network:
 def _packed(get: Reader, canvas: Canvas) -> Streams:
     """Streams of a pipeline that packs 2x2 latents into one token."""
     heads, dim, width = _heads(get)
-    return Streams(max(canvas.height // 2, 1) * max(canvas.width // 2, 1), canvas.tokens, width, heads, dim)
+    rows, columns = canvas.cut(2)
+    return Streams(rows * columns, canvas.tokens, width, heads, dim)
 
 
 def _conditions(get: Reader, width: int, *, bias: bool = True) -> tuple[Layer, ...]:
@@ -316,7 +317,8 @@ def z_image(get: Reader, canvas: Canvas) -> Network:
     width, heads, channels = get.integer("dim"), get.integer("n_heads"), get.integer("in_channels")
     [side], [span] = get.several("all_patch_size", 1), get.several("all_f_patch_size", 1)
     dim, time, middle = get.divided(width, "n_heads", heads), min(width, TIME), 1024
-    tokens, text = (canvas.height // side) * (canvas.width // side), canvas.tokens
+    rows, columns = canvas.cut(side)
+    tokens, text = rows * columns, canvas.tokens
     norms, values = 2 * dim if get.flag("qk_norm") else 0, side * side * span * channels
 
     def block(length: int, timed: bool) -> tuple[Layer, ...]:

@@ -21,7 +21,7 @@ def refuse(get: Reader, *keys: str) -> None:
 def patches(get: Reader, canvas: Canvas) -> tuple[int, int, int]:
     """Side of a patch, and patches in height and width."""
     side = get.integer("patch_size")
-    return side, max(canvas.height // side, 1), max(canvas.width // side, 1)
+    return (side, *canvas.cut(side))
 
 
 def _width(get: Reader) -> tuple[int, int, int]:
@@ -188,7 +188,8 @@ def wan(get: Reader, canvas: Canvas) -> Network:
     get.word("qk_norm", ("rms_norm_across_heads",))
     heads, dim, width = _width(get)
     span, side, side_width = get.several("patch_size", 3)
-    frames, rows, columns = canvas.frames // span, canvas.height // side, canvas.width // side_width
+    frames = canvas.frames // span
+    rows, columns = canvas.cut(side, side_width)
     tokens, text = frames * rows * columns, canvas.tokens
     passed, channels = float(tokens * width), get.integer("in_channels")
     norms, inner = 2 * width, get.integer("ffn_dim")

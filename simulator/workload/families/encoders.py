@@ -65,21 +65,25 @@ def distilbert(get: Reader, tokens: int) -> Network:
 
 
 def nomic(get: Reader, tokens: int) -> Network:
-    """Nomic's BERT: rotary positions and gated feed-forwards (arXiv 2402.01613)."""
+    """Nomic's BERT: rotary positions and gated feed-forwards (arXiv 2402.01613).
+
+    Its own configs name sizes as GPT-2's do, those that `transformers` saves as BERT's do.
+    """
     get = get.assuming(
         n_embd=768, n_inner=3072, n_layer=12, n_head=12, vocab_size=30528, type_vocab_size=2, qkv_proj_bias=False,
         mlp_fc1_bias=False, mlp_fc2_bias=False,
     )  # fmt: skip
-    width, heads, dim = _heads(get, "n_embd", "n_head")
+    width, heads = get.first("n_embd", "hidden_size"), get.first("n_head", "num_attention_heads")
+    dim, inner = get.divided(width, "n_head", heads), get.first("n_inner", "intermediate_size")
     bias, ups, downs = (get.flag(key) for key in ("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"))
-    forward = feed_forward(width, get.integer("n_inner"), tokens, bias=ups, out_bias=downs, gated=True)
+    forward = feed_forward(width, inner, tokens, bias=ups, out_bias=downs, gated=True)
     layer = (
         *_behind(width, tokens, attention(width, heads, dim, tokens, bias=bias, out_bias=bias, rotated=True)),
         *_behind(width, tokens, forward),
     )
     rows = get.integer("vocab_size") + get.integer("type_vocab_size")
     layers = (_looked_up(width, tokens, rows, "embeddings"), norm(width, tokens, name="embedding norm"))
-    return Network(get.name, (*layers, *repeated(get.integer("n_layer"), layer)), tokens=tokens)
+    return Network(get.name, (*layers, *repeated(get.first("n_layer", "num_hidden_layers"), layer)), tokens=tokens)
 
 
 def modernbert(get: Reader, tokens: int) -> Network:
@@ -215,11 +219,11 @@ def t5_layers(get: Reader, tokens: int) -> tuple[Layer, ...]:
 
 
 def t5_defaults(get: Reader) -> Reader:
-    """What the classes of T5 assume of a config."""
-    return get.assuming(
-        vocab_size=32128, d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_heads=8, num_decoder_layers=None,
-        relative_attention_num_buckets=32, feed_forward_proj="relu",
-    )  # fmt: skip
+    """What the classes of T5, and those of mT5 and UMT5, assume of a config."""
+    common = get.assuming(d_model=512, d_kv=64, num_decoder_layers=None, relative_attention_num_buckets=32)
+    if get.family in ("mt5", "umt5"):
+        return common.assuming(vocab_size=250112, d_ff=1024, num_layers=8, num_heads=6, feed_forward_proj="gated-gelu")
+    return common.assuming(vocab_size=32128, d_ff=2048, num_layers=6, num_heads=8, feed_forward_proj="relu")
 
 
 def t5_gated(get: Reader) -> bool:

@@ -15,14 +15,14 @@ from .reader import Reader
 class Whole(NamedTuple):
     """A model by its own config.json: its networks, what a pass gives, and how long an input is.
 
-    Text models read `tokens` unless asked otherwise, at most as many as `limit_key` states (less `padding` rows that
-    no token uses).
+    Text models read `tokens` unless asked otherwise, at most as many as the first of `limit_keys` that is stated says
+    (less `padding` rows that no token uses).
     """
 
     makers: tuple[tuple[str, str], ...]
     result: str
     reads_text: bool = False
-    limit_key: str | None = None
+    limit_keys: tuple[str, ...] = ()
     padding: int = 0
     tokens: int = 512
     defaults: Mapping[str, Any] = MappingProxyType({})
@@ -45,8 +45,8 @@ class Decoder(NamedTuple):
     frames: int = 1
 
 
-def _text(function: str, limit_key: str | None, **rest: Any) -> Whole:
-    return Whole((("encoders", function),), "text", reads_text=True, limit_key=limit_key, **rest)
+def _text(function: str, *limit_keys: str, **rest: Any) -> Whole:
+    return Whole((("encoders", function),), "text", reads_text=True, limit_keys=limit_keys, **rest)
 
 
 def _pair(vision: str, text: str) -> Whole:
@@ -61,13 +61,15 @@ WHOLE: Mapping[str, Whole] = MappingProxyType(
         "roberta": _text("bert", "max_position_embeddings", padding=2, defaults=POSITIONS),
         "xlm-roberta": _text("bert", "max_position_embeddings", padding=2, defaults=POSITIONS),
         "distilbert": _text("distilbert", "max_position_embeddings", defaults=POSITIONS),
-        "nomic_bert": _text("nomic", "n_positions", defaults=MappingProxyType({"n_positions": 2048})),
+        "nomic_bert": _text(
+            "nomic", "n_positions", "max_position_embeddings", defaults=MappingProxyType({"n_positions": 2048})
+        ),
         "modernbert": _text(
             "modernbert", "max_position_embeddings", defaults=MappingProxyType({"max_position_embeddings": 8192})
         ),
-        "deberta-v2": _text("deberta", None),
+        "deberta-v2": _text("deberta"),
         "clip_text_model": _text("clip_text", "max_position_embeddings", tokens=77, defaults=CLIP_POSITIONS),
-        "t5_encoder": _text("t5_encoder", None),
+        "t5_encoder": _text("t5_encoder"),
         "vit": Whole((("one_input", "vit"),), "image"),
         "dinov2": Whole((("one_input", "dinov2"),), "image"),
         "clip": _pair("clip_images", "clip_texts"),

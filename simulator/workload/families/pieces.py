@@ -9,16 +9,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ....errors import InputError
 from ..network import Layer, Linear, Mix, Pointwise, holding
 
 
 class Canvas(NamedTuple):
-    """What a denoiser works on: latents of `height` x `width` x `frames`, beside `tokens` of text."""
+    """What a denoiser works on: latents of `height` x `width` x `frames`, beside `tokens` of text.
+
+    A latent pixel stands for `factor` pixels of a side; `uneven` is a size in pixels that is no multiple of it. Sizes
+    that cannot be cut are told under `key`, in `file` where they were read in one.
+    """
 
     height: int
     width: int
     frames: int = 1
     tokens: int = 0
+    factor: int = 1
+    uneven: str = ""
+    key: str = "--size"
+    file: str | None = None
+
+    def cut(self, side: int, side_width: int | None = None) -> tuple[int, int]:
+        """Rows and columns of patches of so many latent pixels a side."""
+        across = side if side_width is None else side_width
+        if self.uneven or self.height % side or self.width % across:
+            size = self.uneven or f"{self.width * self.factor}x{self.height * self.factor}"
+            problem = f"must be a multiple of {max(side, across) * self.factor}"
+            raise InputError(problem, file=self.file, key=self.key, value=size)
+        return self.height // side, self.width // across
 
 
 def residual(elements: float, layers: Iterable[Layer], *, adds: bool = True) -> tuple[Layer, ...]:

@@ -116,6 +116,8 @@ def sam_mask(get: Reader) -> Network:
             norm(half, 4 * pixels),
             *_finer("upscale 2", half, quarter, 4 * pixels),
             *repeated(masks, _perceptron(width, width, quarter, 3)),
+            # Each mask is a product of its token with all pixels, half of an attention's work.
+            Mix("masks", 1, quarter, masks, 16 * pixels / 2),
             *_perceptron(width, hidden, masks, mask.integer("iou_head_depth")),
         ),
     )

@@ -19,6 +19,7 @@ from ..gguf import read_gguf
 from ..hf import read_config
 from ..model import Model
 from ..safetensors import checkpoint_in, read_safetensors
+from ..zoo import PIPELINE_INDEX
 from . import places
 
 if TYPE_CHECKING:
@@ -78,12 +79,17 @@ def _snapshot(folder: Path) -> Path | None:
 
 def _holds(folder: Path, revision: str) -> bool:
     snapshot = folder / "snapshots" / revision
-    return files.is_file(snapshot / "config.json") or bool(places.ggufs_in(snapshot))
+    return _described(snapshot) or bool(places.ggufs_in(snapshot))
+
+
+def _described(folder: Path) -> bool:
+    """Whether a config.json, or the index of a pipeline, says what the folder holds."""
+    return any(files.is_file(folder / file) for file in ("config.json", PIPELINE_INDEX))
 
 
 def _read(snapshot: Path, name: str, quant: str, size: Size | None = None) -> Model | Pipeline:
     ggufs = places.ggufs_in(snapshot)
-    if ggufs and (quant or not files.is_file(snapshot / "config.json")):
+    if ggufs and (quant or not _described(snapshot)):
         return read_gguf(places.pick(snapshot, ggufs, quant, name.partition(":")[0]), name)
     if quant:
         raise InputError("no GGUF file of this model is in the cache", file=str(snapshot), value=quant)
@@ -94,8 +100,13 @@ def _read(snapshot: Path, name: str, quant: str, size: Size | None = None) -> Mo
 def read_folder(folder: Path, size: Size | None = None) -> Model | Pipeline:
     """The model of a folder with a config.json, or with nothing but GGUF files.
 
-    A whole checkpoint beside the config says what its weights really weigh. `size` is that of a result of one pass.
+    A whole checkpoint beside the config says what its weights really weigh. `size` is that of a result of one pass. A
+    folder with an index of diffusers is a pipeline, whatever single files lie beside it.
     """
+    if files.is_file(folder / PIPELINE_INDEX):
+        from .diffusers import read_pipeline
+
+        return read_pipeline(folder, size)
     weights, config, ggufs = checkpoint_in(folder), folder / "config.json", places.ggufs_in(folder)
     if weights is not None:
         return read_safetensors(weights, size)
@@ -116,6 +127,8 @@ def not_cached(name: str, bundled: Sequence[str]) -> InputError:
     file = f'--include "*{quant}*.gguf"' if quant else "config.json"
     near = places.nearest(name, bundled)
     remedy = f"`hf download {repository} {file}` fetches it (older: `huggingface-cli download {repository} {file}`)"
+    if not quant:
+        remedy += '; of a pipeline of diffusers, `--include "*.json"` does'
     if near:
         remedy += f"; nearest bundled model: {near}"
     what = "no such path, and not in the local Hugging Face cache"
@@ -134,7 +147,7 @@ def installed() -> Iterator[tuple[str, Callable[[], Model | Pipeline]]]:
                 continue
             seen.add(name)
             quants = [places.quant_of(file) or file for file in places.ggufs_in(snapshot)]
-            if quants and not files.is_file(snapshot / "config.json"):
+            if quants and not _described(snapshot):
                 for quant in quants:
                     asked = f"{name}:{quant}"
                     yield asked, functools.partial(_read, snapshot, asked, quant)
