@@ -22,7 +22,7 @@ class Generated(NamedTuple):
 
 
 def batch_steps(prompt: int, batch: float, chunk: int) -> tuple[Step, float]:
-    """The steps that take the prompts of a batch in, and how many: whole prompts together while they fit, else pieces."""
+    """The steps that take a batch's prompts in, and how many: whole prompts together while they fit, else pieces."""
     together = min(batch, max(1.0, chunk // prompt))
     pieces = float(np.ceil(prompt / chunk))
     size = prompt / pieces

@@ -21,7 +21,7 @@ from .workload.formats import WeightFormat
 from .workload.model import Experts, Model
 from .workload.routing import Routing
 
-Number = int | npt.NDArray[np.float64]
+Number = float | npt.NDArray[np.float64]
 
 
 class Sharding(NamedTuple):
@@ -295,7 +295,7 @@ class Scenario:
 
 
 def stage_layers(model: Model, sharding: Sharding) -> tuple[tuple[int, ...], ...]:
-    """Layers of each block on each pipeline stage: contiguous; unless stated as even as possible, early ones one more."""
+    """Layers of each block on each stage: contiguous; unless stated as even as possible, early stages one more."""
     base, extra = divmod(model.layers, sharding.pp)
     stages, start = [], 0
     for size in sharding.stages or [base + (stage < extra) for stage in range(sharding.pp)]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
+import numpy.typing as npt
 
 from ..estimate import Array
 from .constraints import tangent
@@ -32,23 +33,22 @@ def first_bounds(question: Question, family: Family) -> Array:
     passes = np.stack([np.maximum(1.0, kind.cycles / stages) for kind in layout.kinds])
     overhead = layout.base.engine.step_overhead_s
     outside = np.stack([layout.outside(k).sum(axis=0) + overhead for k in range(len(layout.kinds))])
-    fastest = _through(layout.kinds, [_cost(family, k, 1.0, 0.0) for k in range(len(layout.kinds))], counts)
+    fastest = _through([_cost(family, k, 1.0, 0.0) for k in range(len(layout.kinds))], counts)
     times = (fastest + outside) * passes
-    pace, first = (
-        sum(getattr(kind, f) * t for kind, t in zip(layout.kinds, times, strict=True)) for f in ("pace", "first")
-    )
+    pace = sum(kind.pace * t for kind, t in zip(layout.kinds, times, strict=True))
+    first = sum(kind.first * t for kind, t in zip(layout.kinds, times, strict=True))
     possible = _may_fit(question, family)
     if limits.pace_s is not None:
-        possible &= pace <= limits.pace_s * 1.02
+        possible = np.asarray(possible & (pace <= limits.pace_s * 1.02))
     if limits.first_s is not None:
-        possible &= first <= limits.first_s
+        possible = np.asarray(possible & (first <= limits.first_s))
     best = (goal * times).sum(axis=0)
     for values in _lagrangian(question, family, goal * passes, outside, counts, best):
         best = np.maximum(best, values)
     return np.where(possible, best, np.inf)
 
 
-def _through(kinds: tuple, costs: list[Array], counts: Array) -> Array:  # type: ignore[type-arg]
+def _through(costs: list[Array], counts: Array) -> Array:
     return np.stack([counts @ cost.min(axis=0) for cost in costs])
 
 
@@ -86,8 +86,8 @@ def _lagrangian(
     return found
 
 
-def _may_fit(question: Question, family: Family) -> Array:
-    """Whether the smallest alternatives of all layers fit devices and host, and the most faithful ones keep the quality."""
+def _may_fit(question: Question, family: Family) -> npt.NDArray[np.bool_]:
+    """Whether the smallest alternatives of all layers fit devices and host, and the most faithful keep the quality."""
     layout = family.layout
     fixed, slope = layout.fixed_bytes
     device, host, _ = layout.bytes_

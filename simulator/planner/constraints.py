@@ -40,7 +40,7 @@ def something_leaves_the_device(p: Program) -> Rows:
 
 
 def device_memory(p: Program) -> Rows:
-    """fixed[s] + slope (sum of n[s, b, a] bytes[a, b] + buffers) <= what an engine may claim of a device, each stage."""
+    """fixed[s] + slope (sum of n[s, b, a] bytes[a, b] + buffers) <= what may be claimed of a device, each stage."""
     layout, at = p.frame.family.layout, p.frame.at
     fixed, slope = layout.fixed_bytes
     device, _, _ = layout.bytes_

@@ -17,13 +17,13 @@ from ...errors import InputError
 from ..calibration import CalibrationSet
 from ..estimate import Array
 from ..quality import kv_increase
-from ..scenario import MODES, ON_DEVICE, Mode, Numerics, Phase, Sharding, Step, Where
+from ..scenario import MODES, ON_DEVICE, Mode, Numerics, Phase, Scenario, Sharding, Step, Where
 from ..serving import Load, steps_of
 from ..workload.formats import FORMATS, WeightFormat
 from .domain import layouts, takes, weight_choices
 from .fit import OFFLOADS, RUNNABLE, Offload
 from .place import modes_of
-from .prices import Layout, StepKind, combinations
+from .prices import Alternative, Layout, StepKind, combinations
 from .question import Question
 
 USERS = tuple(float(n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024))
@@ -87,9 +87,8 @@ def families(question: Question, calibrations: CalibrationSet) -> Iterator[Famil
             change = max(0.0, kv_increase(question.model, kv).usual)
             for chosen in formats(question):
                 resident = combinations(chosen, ((ON_DEVICE, 0.0),), question.model.has_experts)
-                yield Family(
-                    _layout(question, sharding, kv, chosen, resident, users, calibrations), replicas, False, change
-                )
+                layout = _layout(question, sharding, kv, chosen, resident, users, calibrations)
+                yield Family(layout, replicas, False, change)
                 for modes in _placements(question, sharding) if pins.offload is not Offload.NEVER else ():
                     away = combinations(chosen, modes, False)
                     layout = _layout(question, sharding, kv, chosen, away, users, calibrations, placed=True)
@@ -142,7 +141,7 @@ def _layout(
     sharding: Sharding,
     kv: DType,
     chosen: tuple[WeightFormat, ...],
-    alternatives: tuple,  # type: ignore[type-arg]
+    alternatives: tuple[Alternative, ...],
     users: Array,
     calibrations: CalibrationSet,
     placed: bool = False,
@@ -153,7 +152,7 @@ def _layout(
     return Layout(base, kinds, alternatives, calibrations)
 
 
-def serving_kinds(base, question: Question, running: Array) -> tuple[StepKind, ...]:  # type: ignore[no-untyped-def]
+def serving_kinds(base: Scenario, question: Question, running: Array) -> tuple[StepKind, ...]:
     """The steps of continuous batching (`serving.py`) with all clients running."""
     load = Load(running, float(question.prompt), float(question.output))  # type: ignore[arg-type]
     steps = steps_of(base, load, running)
@@ -176,10 +175,8 @@ def batch_kinds(question: Question, batch: Array) -> tuple[StepKind, ...]:
     pieces = np.ceil(question.prompt / chunk) * np.ceil(batch / together)
     size = question.prompt / np.ceil(question.prompt / chunk)
     past = size * (np.ceil(question.prompt / chunk) - 1) / 2
-    none, one = (
-        np.zeros_like(batch),
-        np.ones_like(batch),
-    )  # the pace of a batch counts its prompts, as that of clients does
+    none, one = np.zeros_like(batch), np.ones_like(batch)
+    # The pace of a batch counts its prompts, as that of clients does.
     decode = Step(Phase.DECODE, batch, 1, np.asarray(question.prompt + question.output / 2))
     taking = Step(Phase.PREFILL, together, size, np.asarray(past))
     return (

@@ -55,7 +55,7 @@ class StepKind(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    """One kind of step: seconds of a layer's parts on a side, (parts, blocks, users); outside layers (stages, users)."""
+    """One kind of step: seconds of a layer's parts on a side, (parts, blocks, users); of no layer (stages, users)."""
 
     parts: Array
     outside: Array
@@ -215,7 +215,7 @@ class Layout:
         return float(StepCosts(self.base, self.kinds[0].step, self.calibrations).copy(1e9).time_s) / 1e9
 
     def seconds(self, kind: int) -> tuple[Array, Array, Array]:
-        """Seconds of a layer in each alternative (alternatives, blocks, users): computing, prefetched and late copies."""
+        """Seconds of a layer in each alternative, (alternatives, blocks, users): computing, prefetched, late copies."""
         return self._seconds[kind]
 
     @cached_property

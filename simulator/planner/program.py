@@ -143,8 +143,8 @@ def build(
     for k in range(len(frame.family.layout.kinds)):
         program.times.append(pulp.LpVariable(f"seconds_{k}", 0))
     _, _, staging = frame.family.layout.bytes_
-    for a in np.flatnonzero(staging[:, frame.at] > 0):
-        program.used[int(a)] = pulp.LpVariable(f"used_{a}", cat="Binary")
+    for buffered in np.flatnonzero(staging[:, frame.at] > 0):
+        program.used[int(buffered)] = pulp.LpVariable(f"used_{buffered}", cat="Binary")
     if program.used:
         program.buffers = pulp.LpVariable("buffers", 0)
     if frame.family.placed and question.fleet.storage is not None:

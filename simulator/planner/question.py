@@ -16,7 +16,7 @@ from .fit import Offload
 
 
 class Goal(StrEnum):
-    """What a plan is to make small; `throughput` is the time per token of all users, so that all goals are minimised."""
+    """What a plan is to make small: `throughput` is the time per token of all users, so every goal is minimised."""
 
     LATENCY = "latency"  # seconds from a prompt's start to the last token of its answer, one user
     THROUGHPUT = "throughput"  # seconds per output token of all users and devices

@@ -1,4 +1,4 @@
-"""From a solved program to a scenario the simulator can price: every layer its format and place, every stage its size."""
+"""From a solved program to a scenario for the simulator: every layer its format and place, every stage its size."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import dataclasses
 from collections import defaultdict, deque
 from types import MappingProxyType
 
-from ..placement import layer_bytes
-from ..scenario import Numerics, Placement, Scenario, Sharding, stage_layers
+from ..scenario import Numerics, Scenario, Sharding, stage_layers
 from ..workload.formats import WeightFormat
 from ..workload.model import Block, Model
 from .prices import Alternative
@@ -92,6 +91,3 @@ def _host_weights(scenario: Scenario) -> float:
     from ..placement import moved
 
     return float(moved(scenario).host_weights)
-
-
-__all__ = ["Placement", "layer_bytes", "realise"]

@@ -31,7 +31,7 @@ KEPT = 40
 
 
 class Simulated(NamedTuple):
-    """A plan priced by the simulator: times of one replica, the goal's value, its ledger, what it adds to log-perplexity.
+    """A plan priced by the simulator: times of one replica, the goal's value, its ledger, its change of log-perplexity.
 
     `per_token` is the time per output token of each user, prompts of others included; `users` are those of a replica.
     """
