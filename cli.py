@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import DATA_DATE, __version__, files
+from . import DATA_DATE, __version__, files, plan_command
 from .calibrate import commands as measurements
 from .errors import ExitCode, InputError, RoofplanError, SurroundingsError
 from .hwspecs import commands as hardware
@@ -358,6 +358,7 @@ def _answer(report: "Report", json: bool, notes: tuple[str, ...], plot: Path | N
 
 measurements.register(app, group, examples, _plain)
 hardware.register(app, group, examples, _plain)
+plan_command.register(app, examples, _answer)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from .catalogue import CatalogueAnswer
+    from .plan_answers import PlanAnswer
 
     Numbers = npt.NDArray[np.float64]
     Counts = npt.NDArray[np.integer[Any]]
@@ -464,7 +465,7 @@ class Report(NamedTuple):
 
     schema: SchemaId
     question: Question | None
-    answer: Answer | CatalogueAnswer
+    answer: Answer | CatalogueAnswer | PlanAnswer
     evidence: Evidence | None
     warnings: tuple[str, ...]
 

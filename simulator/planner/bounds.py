@@ -17,7 +17,6 @@ from .constraints import tangent
 from .frames import Family
 from .program import Frame, host_room
 from .question import Question
-from .verdict import budget_bytes
 
 FACTORS = (0.0, 0.3, 1.0, 3.0)  # of the goal's value for all of a resource
 QUALITY = (0.0, 0.1, 0.3, 1.0)
@@ -65,7 +64,7 @@ def _lagrangian(
     fixed, slope = layout.fixed_bytes
     device, host, _ = layout.bytes_
     stages = layout.base.sharding.pp
-    room = budget_bytes(layout.base) * stages - fixed.sum(axis=0)  # of all stages together: a relaxation
+    room = question.budget_bytes() * stages - fixed.sum(axis=0)  # of all stages together: a relaxation
     host_left = host_room(question)
     hosts = FACTORS if family.placed and question.fleet.storage is None and host_left > 0 else (0.0,)
     limit = question.limits.log_ppl
@@ -93,10 +92,10 @@ def _may_fit(question: Question, family: Family) -> npt.NDArray[np.bool_]:
     device, host, _ = layout.bytes_
     counts = np.array(layout.counts, float)
     least = counts @ device.min(axis=0) * slope / layout.base.sharding.pp + fixed.min(axis=0)
-    possible = np.asarray(least <= budget_bytes(layout.base))
+    possible = np.asarray(least <= question.budget_bytes())
     if family.placed and question.fleet.storage is None:
         either = counts @ (device + host).min(axis=0)
-        possible &= either <= budget_bytes(layout.base) * layout.base.sharding.devices + host_room(question)
+        possible &= either <= question.budget_bytes() * layout.base.sharding.devices + host_room(question)
     limit = question.limits.log_ppl
     if limit is not None:
         spent = float(counts @ layout.log_ppl.min(axis=0)) + family.kv_log_ppl + layout.outer_log_ppl

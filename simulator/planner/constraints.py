@@ -13,7 +13,6 @@ import numpy as np
 from ..offload import OVERLAP
 from ..scenario import ON_DEVICE
 from .program import GIB, Program, host_room
-from .verdict import budget_bytes
 
 Rows = Iterator[tuple[str, Any]]
 ANGLES = tuple(np.linspace(0.0, 1.0, 9))
@@ -44,7 +43,7 @@ def device_memory(p: Program) -> Rows:
     layout, at = p.frame.family.layout, p.frame.at
     fixed, slope = layout.fixed_bytes
     device, _, _ = layout.bytes_
-    budget = budget_bytes(layout.base) * p.tightened
+    budget = p.question.budget_bytes() * p.tightened
     for s in range(p.frame.stages):
         held = p.sum_of(device[:, :, at], s, slope / GIB) + slope * p.buffers
         yield f"device_memory_{s}", held <= (budget - float(fixed[s, at])) / GIB

@@ -92,7 +92,7 @@ def families(question: Question, calibrations: CalibrationSet) -> Iterator[Famil
                 for modes in _placements(question, sharding) if pins.offload is not Offload.NEVER else ():
                     away = combinations(chosen, modes, False)
                     layout = _layout(question, sharding, kv, chosen, away, users, calibrations, placed=True)
-                    yield Family(layout, replicas, True, change)
+                    yield Family(layout, min(replicas, question.nodes), True, change)  # one a host: they would share it
 
 
 def _layouts(question: Question, most: int) -> tuple[Sharding, ...]:

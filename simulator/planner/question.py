@@ -55,7 +55,8 @@ class Pins(NamedTuple):
 class Question:
     """Everything a plan depends on. `fleet` is one node; there are `nodes` of them, and a replica stays within one.
 
-    Requests have `prompt` and `output` tokens. `price_per_hour` is the money of one device for an hour.
+    Requests have `prompt` and `output` tokens. `price_per_hour` is the money of one device for an hour,
+    `more_bytes` what a device is imagined to hold more than it does.
     """
 
     model: Model
@@ -68,6 +69,7 @@ class Question:
     engine: Engine = Engine()
     nodes: int = 1
     price_per_hour: float | None = None
+    more_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("prompt", "output", "nodes"):
@@ -85,6 +87,10 @@ class Question:
         if self.prompt + self.output > self.model.max_context:
             problem = f"prompt and output exceed the {self.model.max_context:,} tokens of {self.model.name}"
             raise InputError(problem, key="--prompt", value=self.prompt, remedy="ask for fewer tokens")
+
+    def budget_bytes(self) -> float:
+        """Bytes an engine may claim on one device."""
+        return self.engine.memory_utilization * (self.fleet.usable_bytes() + self.more_bytes)
 
     @property
     def context(self) -> int:

@@ -18,12 +18,12 @@ from ..memory import Ledger, ledger
 from ..scenario import Scenario
 from ..serving import Load, serve
 from .bounds import first_bounds
-from .frames import Family, families
+from .frames import Family
+from .frames import families as domain
 from .program import Frame, Taken, per_token_scale
 from .question import Goal, Question
 from .realise import realise
 from .solve import Outcome, solve
-from .verdict import Verdict, budget_bytes, verdict
 
 GAP = 0.002  # relative: frames that could be better by less than this are not looked at
 TRIES = 4
@@ -73,14 +73,26 @@ class Found(NamedTuple):
         return max(0.0, (best - self.bound) / best)
 
 
-def search(question: Question, calibrations: CalibrationSet, gap: float = GAP, seconds: float = 60.0) -> Found:
-    """The best plan of the domain to within the gap."""
+def search(
+    question: Question,
+    calibrations: CalibrationSet,
+    gap: float = GAP,
+    seconds: float = 60.0,
+    families: tuple[Family, ...] | None = None,
+    users: float | None = None,
+) -> Found:
+    """The best plan of the domain to within the gap.
+
+    `families` may hand in a domain that is priced already, `users` leaves those frames that have so many in all.
+    """
     started = time.monotonic()
-    found = tuple(families(question, calibrations))
+    found = tuple(domain(question, calibrations)) if families is None else families
     frames = [
         (bound, i, at) for i, family in enumerate(found) for at, bound in enumerate(first_bounds(question, family))
     ]
-    queue = sorted((bound, i, at) for bound, i, at in frames if np.isfinite(bound))
+    if users is not None:
+        frames = [f for f in frames if Frame(found[f[1]], f[2]).users * found[f[1]].replicas == users]
+    queue = sorted(frame for frame in frames if np.isfinite(frame[0]))
     plans: list[Simulated] = []
     best, least, solved, timed_out = np.inf, np.inf, 0, False
     for bound, i, at in queue:
@@ -117,9 +129,9 @@ def look_at(
         if answer.outcome is Outcome.INFEASIBLE:
             return None, proved
         simulated = simulate(question, frame, answer.taken, answer.from_drive_bytes, calibrations)
-        over = float(np.max(simulated.memory.high_bytes())) / budget_bytes(simulated.scenario)
+        over = float(np.max(simulated.memory.high_bytes())) / question.budget_bytes()
         late = 0.0 if question.limits.pace_s is None else float(simulated.pace.time_s) / question.limits.pace_s
-        if verdict(simulated.scenario, simulated.memory) is Verdict.SURELY and late <= 1.0:
+        if over <= 1.0 and late <= 1.0:
             return simulated, proved
         tightened *= min(1.0, 1.0 / over) - (1e-4 if over > 1 else 0.0)
         tightened_pace *= min(1.0, 1.0 / late if late else 1.0) - (1e-4 if late > 1 else 0.0)

@@ -32,12 +32,13 @@ from ..answers import (
 
 if TYPE_CHECKING:
     from ..catalogue import CatalogueAnswer
+    from ..plan_answers import PlanAnswer
 
 SCHEMA_FILE = Path(__file__).parent / "schema.json"
 
 
 def envelope(
-    answer: Answer | CatalogueAnswer,
+    answer: Answer | CatalogueAnswer | PlanAnswer,
     question: Question | None = None,
     evidence: Evidence | None = None,
     warnings: tuple[str, ...] = (),
@@ -51,7 +52,7 @@ def with_warnings(report: Report, notes: tuple[str, ...]) -> Report:
     return report._replace(warnings=(*report.warnings, *notes))
 
 
-def is_no(answer: Answer | CatalogueAnswer) -> bool:
+def is_no(answer: Answer | CatalogueAnswer | PlanAnswer) -> bool:
     """Whether an answer is an honest no: nothing asked about fits, or a check found something."""
     match answer:
         case FitAnswer() | MemoryAnswer() | ServeAnswer() | PassAnswer():
@@ -64,7 +65,10 @@ def is_no(answer: Answer | CatalogueAnswer) -> bool:
         case ExplainAnswer():
             return False
     from ..catalogue import LintReport, Validation
+    from ..plan_answers import PlanAnswer
 
+    if isinstance(answer, PlanAnswer):
+        return answer.verdict == "no"
     if isinstance(answer, Validation):
         return not all(bound.held for bound in answer.bounds)
     return isinstance(answer, LintReport) and bool(answer.findings)

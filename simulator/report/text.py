@@ -122,7 +122,14 @@ def _render(out: Console, report: a.Report) -> None:
 
             pass_text.render(out, report, report.answer)
         case _:
+            from ..plan_answers import PlanAnswer
             from . import catalogue_text
+
+            if isinstance(report.answer, PlanAnswer):
+                from . import plan_text
+
+                plan_text.render(out, report, report.answer)
+                return
 
             catalogue_text.render(out, report.answer)
 
