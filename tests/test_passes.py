@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -26,12 +27,14 @@ from roofplan.simulator.report import contract
 from roofplan.simulator.scenario import MemoryTier
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import FORMATS
+from roofplan.simulator.workload.hf import parse_any
 from roofplan.simulator.workload.network import Pipeline
 from roofplan.simulator.workload.pipelines import Size, parse_pipeline
 
 SCHEMA = json.loads(contract.schema_text())
 SOME = ("sd-1.5", "sdxl", "flux.1-dev", "wan2.1-t2v-1.3b", "sana-0.6b", "bert-base", "clip-vit-l-14", "sam-vit-base")
 GIB = 2.0**30
+LINES = [json.loads(line) for line in zoo.ZOO.read_text(encoding="utf-8").splitlines() if "one pass" in line]
 
 
 @cache
@@ -351,6 +354,10 @@ def test_a_size_in_a_file_is_told_with_the_file() -> None:
     ):
         with pytest.raises(InputError, match=message):
             parse_pipeline({"components": parts, "run": how | {key: value}}, name="mine", file="mine.json")
+    for name, key, value in (("vae", "layers_per_block", 10**9), ("transformer", "_class_name", ["a", "b"])):
+        damaged = parts | {name: parts[name] | {key: value}}
+        with pytest.raises(InputError, match=f"mine.json: {key}: must"):
+            parse_pipeline({"components": damaged, "run": how}, name="mine", file="mine.json")
     with pytest.raises(InputError, match="has no autoencoder"):
         parse_pipeline({"components": {"transformer": parts["transformer"]}, "run": how}, name="m", file="mine.json")
     with pytest.raises(InputError, match="names no network"):
@@ -439,3 +446,53 @@ def test_models_of_one_pass_are_no_decoders(capsys: pytest.CaptureFixture[str]) 
     assert not {row["model"] for row in rows} & set(zoo.pipelines())
     with pytest.raises(InputError, match="load_any and ask_pass"):
         api.load_model("sdxl")
+
+
+# ---- damaged configs
+
+CONFIGS = {e["name"]: e.get("config") or {k: e[k] for k in ("components", "run")} for e in LINES}
+JUNK = (
+    None,
+    True,
+    0,
+    -1,
+    3,
+    1.5,
+    float("inf"),
+    float("nan"),
+    10**9,
+    2**70,
+    "",
+    "x",
+    [],
+    [0],
+    [2, 2],
+    ["x"],
+    {},
+    {"a": 1},
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where values stand in a config, outer ones first."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inside:
+        yield (*path, key)
+        yield from places(part, (*path, key))
+
+
+@given(data=st.data(), name=st.sampled_from(sorted(CONFIGS)), junk=st.sampled_from(JUNK))
+@settings(max_examples=250)
+def test_a_damaged_config_is_read_or_refused_in_one_line(data: st.DataObject, name: str, junk: Any) -> None:
+    config = json.loads(json.dumps(CONFIGS[name]))
+    *outer, last = data.draw(st.sampled_from(list(places(config))))
+    part = config
+    for key in outer:
+        part = part[key]
+    part[last] = junk
+    try:
+        found = parse_any(config, name="mine", file="mine.json")
+    except InputError as error:
+        assert "\n" not in error.line() and "mine.json" in error.line()
+    else:
+        assert found.parameters > 0

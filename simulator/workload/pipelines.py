@@ -107,6 +107,9 @@ def _components(get: Reader, size: Size) -> Pipeline:
     parts = {name: get.section("components").section(name) for name in get.section("components").config}
     if not parts:
         raise InputError("names no network", file=get.file, key="components")
+    for part in parts.values():
+        if not isinstance(part.config.get("_class_name", ""), str):
+            raise InputError("must be a name", file=get.file, key="_class_name", value=part.config["_class_name"])
     run = _run(get, size, parts)
     latent = _latents(run, size, parts)
     stages = []

@@ -14,9 +14,15 @@ from ..model import Model
 
 MAX_INTEGER = 2**31
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "conf_num_hidden_layers")
+# Of networks of one pass, by level or by kind of block.
+BLOCKS = (
+    "layers_per_block", "encoder_layers_per_block", "decoder_layers_per_block", "transformer_layers_per_block",
+    "num_res_blocks", "num_single_layers", "num_refiner_layers", "n_refiner_layers", "num_decoder_layers",
+    "encoder_layers", "decoder_layers", "iou_head_depth",
+)  # fmt: skip
 PIXELS = ("patch_size", "temporal_patch_size", "num_channels", "in_channels", "in_chans", "spatial_merge_size")
 LIMIT = {
-    **dict.fromkeys((*LAYERS, "num_global_layers", *PIXELS), 4096),
+    **dict.fromkeys((*LAYERS, *BLOCKS, "num_global_layers", *PIXELS), 4096),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embed_dim", "image_size"), 2**20),
     **dict.fromkeys(("head_dim", "global_head_dim", "num_attention_heads", "num_heads"), 2**20),
     "vocab_size": 2**26,
