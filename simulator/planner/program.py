@@ -139,16 +139,16 @@ def build(
     for s in range(frame.stages):
         for b, count in enumerate(frame.counts):
             for a in range(len(frame.alternatives)):
-                program.layers[s, b, a] = pulp.LpVariable(f"layers_{s}_{b}_{a}", 0, count, cat="Integer")
+                program.layers[s, b, a] = program.problem.add_variable(f"layers_{s}_{b}_{a}", 0, count, "Integer")
     for k in range(len(frame.family.layout.kinds)):
-        program.times.append(pulp.LpVariable(f"seconds_{k}", 0))
+        program.times.append(program.problem.add_variable(f"seconds_{k}", 0))
     _, _, staging = frame.family.layout.bytes_
     for buffered in np.flatnonzero(staging[:, frame.at] > 0):
-        program.used[int(buffered)] = pulp.LpVariable(f"used_{buffered}", cat="Binary")
+        program.used[int(buffered)] = program.problem.add_variable(f"used_{buffered}", 0, 1, "Binary")
     if program.used:
-        program.buffers = pulp.LpVariable("buffers", 0)
+        program.buffers = program.problem.add_variable("buffers", 0)
     if frame.family.placed and question.fleet.storage is not None:
-        program.from_drive = pulp.LpVariable("from_drive", 0)
+        program.from_drive = program.problem.add_variable("from_drive", 0)
     weights = frame.weights_of(question)
     unit = objective_unit(question, frame)
     goal = pulp.lpSum(float(w) * 1e-3 / unit * t for w, t in zip(weights, program.times, strict=True))

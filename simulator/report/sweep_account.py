@@ -49,7 +49,7 @@ def fill(columns: a.SweepColumns, rows: slice, asked: Scenario, layouts: Sequenc
         return np.where(fits, values, np.nan)
 
     batch = np.asarray(asked.batch)
-    degrees = np.array(layouts, np.int16)[found.layout]
+    degrees = np.array([(s.tp, s.pp, s.ep) for s in layouts], np.int16)[found.layout]
     written = a.SweepColumns(
         device=_same(columns.device, asked.fleet.device.key),
         device_count=np.asarray(asked.fleet.count),
