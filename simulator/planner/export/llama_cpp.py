@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ....dtypes import DType
 from ...scenario import EXPERTS_HOST, KV_HOST, LAYERS_HOST, ON_DEVICE
-from .planned import Command, Decide, Decision, Kind, Means, Planned, Refused, computes_in, is_native, kind_of, replicas
+from .planned import Command, Decide, Decision, Kind, Means, Planned, Refused, is_native, kind_of, replicas
 
 NAME = "llama.cpp"
 PORT = 8080
@@ -166,8 +166,9 @@ def _flash(planned: Planned) -> Means:
     return Means(("--flash-attn", "on" if planned.scenario.engine.flash_attention else "off"))
 
 
-def _activations(planned: Planned) -> Means:
-    return Means(because=f"its own choice for each product, in place of {computes_in(planned, NAME)}")
+def _activations(_planned: Planned) -> Means:
+    # ggml picks the format of each product by the types of its operands; nothing on the command line changes that.
+    return Means(because="its own choice for each product")
 
 
 DECIDE: Mapping[Decision, Decide] = {
