@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import yaml
@@ -43,6 +44,7 @@ from roofplan.simulator.scenario import (
     Stretch,
 )
 from roofplan.simulator.workload.formats import FORMATS, KV_FORMATS, weight_format
+from roofplan.simulator.workload.model import Model
 
 MODEL = load_model("mixtral-8x7b")
 DENSE = load_model("llama-3.1-8b")
@@ -52,6 +54,14 @@ WEIGHTS = (*FORMATS, "Q4_K_M", "Q8_0", "IQ2_XS")
 # One plan each engine runs: the others' tests start from it.
 PROFILES = {"accelerate": "flexgen"}
 HOST = Placement((Stretch(EXPERTS_HOST, 32),))
+
+
+def mixed(first: str, other: str) -> Model:
+    """The model with its first five layers in one format, the others in another."""
+    block = MODEL.blocks[0]
+    formats = {(b, routed): weight_format(w) for b, w in ((0, first), (1, other)) for routed in (False, True)}
+    pattern = (0,) * 5 + (1,) * 27
+    return dataclasses.replace(MODEL, blocks=(block, block), pattern=pattern, layer_formats=MappingProxyType(formats))
 
 
 def plan(engine: str, **changes: object) -> Planned:
@@ -75,6 +85,9 @@ def module(engine: str):
 def words(exported: Exported) -> set[str]:
     """Every option a shell would see, and every setting of a YAML file with a dotted key."""
     found = {w for line in exported.lines for w in line.split() if w.startswith("-")} - {"-m", "-1"}
+    # What shows a process its own devices is the vendor's, not the engine's.
+    told = {w for line in exported.lines for w in re.findall(r"(?:^| )([A-Z_]+)=", line)}
+    found |= told - {"CUDA_VISIBLE_DEVICES"}
     return found | {
         f"{top}.{key}" if isinstance(below, dict) else top
         for text in (text for name, text in exported.files.items() if name.endswith(".yaml"))
@@ -248,6 +261,9 @@ OTHERWISE: dict[str, dict[str, object]] = {
     "tp": {"sharding": Sharding(2)},
     "pp": {"sharding": Sharding(1, 2)},
     "ep": {"sharding": Sharding(2, 1, 2)},
+    "stages": {"sharding": Sharding(1, 2, 1, (15, 17))},
+    "formats of layers": {"model": mixed("fp8", "bf16")},
+    "GGUF types of layers": {"model": mixed("Q4_K_M", "Q8_0")},
     "replicas": {"replicas": 3},
     "users": {"batch": 5},
     "step tokens": {"max_batched_tokens": 8192 + 4096},
@@ -340,10 +356,12 @@ def shown(engine: str, asked: Planned) -> list[str]:
     """Texts that must stand in an export, written down apart from the code that makes them."""
     s, e = asked.scenario, asked.scenario.engine
     length = max(int(s.context), asked.prompt + asked.output)
-    tp, pp, ep = s.sharding
+    tp, pp, ep, _ = s.sharding
+    uneven = len(set(asked.stages)) > 1
     if engine == "vllm":
         found = [f"-tensor-parallel-size {tp} ", f"-pipeline-parallel-size {pp} ", f"-max-num-seqs {s.batch} "]
         found += [f"-max-num-batched-tokens {e.max_batched_tokens} ", f"-max-model-len {length} "]
+        found += [f"VLLM_PP_LAYER_PARTITION={','.join(map(str, asked.stages))} "] * uneven
         found += ["-enable-expert-parallel "] * (ep > 1) + ["-enforce-eager "] * (not e.graphs)
     elif engine in ("sglang", "ktransformers"):
         found = [f"-tensor-parallel-size {tp} ", f"-expert-parallel-size {ep} ", f"-max-running-requests {s.batch} "]
@@ -353,10 +371,11 @@ def shown(engine: str, asked: Planned) -> list[str]:
     elif engine == "trtllm":
         found = [f"-tp_size {tp} ", f"-pp_size {pp} ", f"-ep_size {ep} ", f"-max_batch_size {s.batch} "]
         found += [f"-max_seq_len {length} ", f"tokens_per_block: {e.block_tokens}\n"]
+        found += [f"pp_partition: {list(asked.stages)}\n"] * uneven
         found += ["cuda_graph_config: null\n"] * (not e.graphs)
     elif engine == "llama.cpp":
         found = [f"-parallel {s.batch} ", f"-ctx-size {s.batch * length} ", f"-ubatch-size {e.max_batched_tokens} "]
-        found += [f"-tensor-split {','.join('1' * pp)} "] * (pp > 1)
+        found += [f"-tensor-split {','.join(map(str, asked.stages[:-1]))},{asked.stages[-1] + 1} "] * (pp > 1)
     else:
         found = [f"USERS, PROMPT, OUTPUT, ROUNDS = {s.batch}, {asked.prompt}, {asked.output}, 3\n"]
         return [*found, *(f'"model.layers.{i}": ' for i in range(s.model.layers))]
@@ -419,6 +438,25 @@ def test_accelerate_takes_the_device_map(family: str) -> None:
     # Names an older or newer class lacks only lead to a warning.
     assert {name for name in where if name not in names} <= {"model.rotary_emb", "gpt_neox.rotary_emb"}
     assert list(where.values()).count("cpu") == 1
+
+
+def test_formats_of_layers_are_a_file_for_who_makes_the_checkpoint() -> None:
+    exported = emit("vllm", plan("vllm", model=mixed("fp8", "bf16"), numerics=Numerics(FORMATS["fp8"], DType.BF16)))
+    rows = exported.files["layer_formats.csv"].splitlines()
+    assert rows == ["layer,weights,experts"] + [f"{i},{w},{w}" for i in range(32) for w in ["fp8" if i < 5 else "bf16"]]
+    assert "--quantization" not in exported.lines[0]  # it would narrow every layer
+    with pytest.raises(InputError, match=r"formats of layers: .*; vllm, trtllm can"):
+        emit("sglang", plan("sglang", model=mixed("nvfp4", "bf16")))
+
+
+def test_stages_are_told_where_engines_cut_otherwise() -> None:
+    uneven = {"sharding": Sharding(1, 3), "model": DENSE, "replicas": 1}
+    assert "VLLM_PP_LAYER_PARTITION=11,11,10 vllm serve" in emit("vllm", plan("vllm", **uneven)).lines[0]
+    assert "pp_partition: [11, 11, 10]\n" in emit("trtllm", plan("trtllm", **uneven)).files["extra-llm-api.yaml"]
+    # 33 places with the head; a device has those below its share, so the counts themselves cut exactly.
+    assert "--split-mode layer --tensor-split 11,11,11 " in emit("llama.cpp", plan("llama.cpp", **uneven)).lines[0]
+    two = {"sharding": Sharding(1, 2), "model": DENSE, "replicas": 1}
+    assert "LAYER_PARTITION" not in emit("sglang", plan("sglang", **two)).lines[0]
 
 
 def test_device_map_of_stages_and_drives() -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ....errors import InputError, UnknownNameError
 from . import benchmark
-from .planned import Decision, Exported, Means, Planned, Refused, confined, seats
+from .planned import Decision, Exported, Means, Planned, Refused, confined, layer_file, seats
 
 __all__ = ["ENGINES", "Decision", "Exported", "Flag", "Planned", "emit", "flags"]
 
@@ -65,14 +65,18 @@ def emit(engine: str, asked: Planned) -> Exported:
     except Refused as why:
         raise InputError(f"{engine} {why}", key="export", value=asked.scenario.model.name) from None
     words = " ".join([command.head, *(word for way in means.values() for word in way.flags)])
+    told = "".join(f"{way.environment} " for way in means.values() if way.environment)
     lines = tuple(
-        f"{confined(asked, seat)}{words}" + "".join(f" {port} {module.PORT + seat.place}" for port in command.port)
+        f"{confined(asked, seat)}{told}{words}"
+        + "".join(f" {port} {module.PORT + seat.place}" for port in command.port)
         for seat in seats(asked)
     )
     measured, how = _benchmark(engine, module, asked, lines[0])
     notes = (*(way.note for way in means.values() if way.note), *_nodes(asked), *how, *_versions(engine, asked))
     decided = MappingProxyType({decision: str(way) for decision, way in means.items()})
-    return Exported(engine, lines, command.files, measured, tuple(dict.fromkeys(notes)), decided)
+    return Exported(
+        engine, lines, {**command.files, **layer_file(asked)}, measured, tuple(dict.fromkeys(notes)), decided
+    )
 
 
 def _module(engine: str) -> ModuleType:

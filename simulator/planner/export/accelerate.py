@@ -24,6 +24,7 @@ from .planned import (
     checkpoint_note,
     computes_in,
     kind_of,
+    layer_formats,
     on_device,
     replicas,
     sixteen,
@@ -102,6 +103,10 @@ def _ep(planned: Planned) -> Means:
     if planned.scenario.sharding.ep > 1:
         raise Refused("deals no experts out to devices")
     return Means(because="experts stay together")
+
+
+def _stages(planned: Planned) -> Means:
+    return Means(because=f"{', '.join(map(str, planned.stages))} layers in {MAP}")
 
 
 def _weights(planned: Planned) -> Means:
@@ -215,12 +220,11 @@ def _flash(planned: Planned) -> Means:
 
 
 def device_map(planned: Planned) -> dict[str, int | str]:
-    """Where every module goes. Stages are those of the plan: as even as possible, the earlier ones one layer more."""
+    """Where every module goes."""
     model, scenario = planned.scenario.model, planned.scenario
     layers, before, behind = MODULES[model.family]
     pp = scenario.sharding.pp
-    base, extra = divmod(model.layers, pp)
-    homes: list[int | str] = [stage for stage in range(pp) for _ in range(base + (stage < extra))]
+    homes: list[int | str] = [stage for stage, size in enumerate(planned.stages) for _ in range(size)]
     streamed = [i for i, s in enumerate(scenario.placement.modes(model.layers)) if s.mode == LAYERS_STREAMED]
     on_disk = _on_disk(planned) if scenario.placement.storage_share > 0 else 0
     for place, i in enumerate(streamed):
@@ -243,6 +247,7 @@ def _context(planned: Planned) -> Means:
 DECIDE: Mapping[Decision, Decide] = {
     Decision.TP: _tp,
     Decision.PP: _pp,
+    Decision.STAGES: _stages,
     Decision.EP: _ep,
     Decision.REPLICAS: replicas,
     Decision.USERS: lambda p: Means(settings=(("users", p.users),)),
@@ -252,6 +257,9 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.CONTEXT: _context,
     Decision.MEMORY: lambda _: Means(because=f"{MAP} says what a device holds, no share of it"),
     Decision.WEIGHTS: _weights,
+    Decision.LAYER_FORMATS: layer_formats(
+        frozenset({Kind.PLAIN, Kind.FP8, Kind.INT8, Kind.INT4}), "llm-compressor, a group of its recipe for each format"
+    ),
     Decision.ACTIVATIONS: lambda p: Means(because=f"one dtype for all: {computes_in(p, NAME)}"),
     Decision.KV: _kv,
     Decision.GRAPHS: _graphs,

@@ -10,7 +10,19 @@ from collections.abc import Mapping
 from ...scenario import EXPERTS_HOST
 from ...workload.layers import Experts
 from . import sglang
-from .planned import Command, Decide, Decision, Kind, Means, Planned, Refused, is_native, kind_of, on_device
+from .planned import (
+    Command,
+    Decide,
+    Decision,
+    Kind,
+    Means,
+    Planned,
+    Refused,
+    is_native,
+    kind_of,
+    layer_formats,
+    on_device,
+)
 
 NAME = "ktransformers"
 PORT = sglang.PORT
@@ -88,6 +100,7 @@ DECIDE: Mapping[Decision, Decide] = {
     **sglang.DECIDE,
     Decision.PP: _pp,
     Decision.WEIGHTS: _weights,
+    Decision.LAYER_FORMATS: layer_formats(frozenset(), ""),
     Decision.PLACEMENT: _placement,
     Decision.ADAPTERS: _none("adapters", Decision.ADAPTERS),
     Decision.DRAFT: _none("draft model", Decision.DRAFT),

@@ -6,7 +6,19 @@ from collections.abc import Mapping
 
 from ....dtypes import DType
 from ...scenario import EXPERTS_HOST, KV_HOST, LAYERS_HOST, ON_DEVICE
-from .planned import Command, Decide, Decision, Kind, Means, Planned, Refused, is_native, kind_of, replicas
+from .planned import (
+    Command,
+    Decide,
+    Decision,
+    Kind,
+    Means,
+    Planned,
+    Refused,
+    is_native,
+    kind_of,
+    layer_formats,
+    replicas,
+)
 
 NAME = "llama.cpp"
 PORT = 8080
@@ -28,13 +40,21 @@ def _pp(planned: Planned) -> Means:
     sharding = planned.scenario.sharding
     if sharding.pp == 1:
         return Means(("--split-mode", "none") if sharding.tp == 1 else (), because="no stages")
-    return Means(("--split-mode", "layer", "--tensor-split", ",".join(["1"] * sharding.pp)))
+    return Means(("--split-mode", "layer"))
 
 
 def _ep(planned: Planned) -> Means:
     if planned.scenario.sharding.ep > 1:
         raise Refused("deals no whole experts out to devices")
     return Means(because="experts are cut like all else")
+
+
+def _stages(planned: Planned) -> Means:
+    sizes = planned.stages
+    if len(sizes) == 1:
+        return Means(because="no stages")
+    # The share of a device is of the layers and the head behind them (llama-model.cpp, load_tensors).
+    return Means(("--tensor-split", ",".join(map(str, (*sizes[:-1], sizes[-1] + 1)))))
 
 
 def _weights(planned: Planned) -> Means:
@@ -174,6 +194,7 @@ def _activations(_planned: Planned) -> Means:
 DECIDE: Mapping[Decision, Decide] = {
     Decision.TP: _tp,
     Decision.PP: _pp,
+    Decision.STAGES: _stages,
     Decision.EP: _ep,
     Decision.REPLICAS: replicas,
     Decision.USERS: lambda p: Means(("--parallel", str(p.users))),
@@ -185,6 +206,9 @@ DECIDE: Mapping[Decision, Decide] = {
     ),
     Decision.MEMORY: lambda p: Means(("--fit", "off"), because="takes what the other words ask for, no share"),
     Decision.WEIGHTS: _weights,
+    Decision.LAYER_FORMATS: layer_formats(
+        frozenset({Kind.PLAIN, Kind.GGUF}), "llama-quantize, a --tensor-type for the tensors of each layer"
+    ),
     Decision.ACTIVATIONS: _activations,
     Decision.KV: _kv,
     Decision.GRAPHS: _graphs,

@@ -17,9 +17,10 @@ import numpy as np
 
 from ....dtypes import DType
 from ....errors import InputError
-from ...scenario import Mode, Scenario
+from ...scenario import Mode, Scenario, stage_layers
 from ...workload.formats import FORMATS, WeightFormat
 from ...workload.gguf_types import file_type
+from ...workload.layers import Experts
 
 
 class Decision(StrEnum):
@@ -27,6 +28,7 @@ class Decision(StrEnum):
 
     TP = "tensor parallelism"
     PP = "pipeline stages"
+    STAGES = "layers of a stage"
     EP = "expert parallelism"
     REPLICAS = "replicas"
     USERS = "users of a replica"
@@ -36,6 +38,7 @@ class Decision(StrEnum):
     CONTEXT = "context"
     MEMORY = "memory utilization"
     WEIGHTS = "weights"
+    LAYER_FORMATS = "formats of layers"
     ACTIVATIONS = "activations"
     KV = "KV cache"
     GRAPHS = "graphs"
@@ -67,6 +70,8 @@ class Planned:
         for name in ("batch", "context", "prompt"):
             if np.ndim(getattr(self.scenario, name)):
                 raise InputError("a plan has one value", key=name, value=getattr(self.scenario, name))
+            if getattr(self.scenario, name) % 1:
+                raise InputError("must be a whole number", key=name, value=getattr(self.scenario, name))
 
     @property
     def users(self) -> int:
@@ -84,6 +89,16 @@ class Planned:
         return max(int(self.scenario.context), self.prompt + self.output)
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        """Layers of each pipeline stage."""
+        return tuple(sum(stage) for stage in stage_layers(self.scenario.model, self.scenario.sharding))
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the plan gives layers formats of their own."""
+        return bool(self.scenario.model.layer_formats)
+
+    @property
     def modes(self) -> Mapping[Mode, int]:
         """How many layers the placement gives each mode other than on the device."""
         counts: dict[Mode, int] = {}
@@ -95,16 +110,22 @@ class Planned:
 class Means(NamedTuple):
     """How a decision is carried out: words of the command line, settings of a file, or why neither is needed.
 
-    `note` is what the reader must know or do beside it.
+    `note` is what the reader must know or do beside it, `environment` words before the command.
     """
 
     flags: tuple[str, ...] = ()
     settings: tuple[tuple[str, object], ...] = ()
     because: str = ""
     note: str = ""
+    environment: str = ""
 
     def __str__(self) -> str:
-        return " ".join(self.flags) or ", ".join(f"{key}: {value}" for key, value in self.settings) or self.because
+        return (
+            self.environment
+            or " ".join(self.flags)
+            or ", ".join(f"{key}: {value}" for key, value in self.settings)
+            or self.because
+        )
 
 
 class Refused(Exception):
@@ -229,6 +250,43 @@ def no_storage(planned: Planned) -> Means:
     if planned.scenario.placement.storage_share > 0:
         raise Refused("reads no weights from a drive while it runs")
     return Means(because="nothing is read from a drive")
+
+
+def even_stages(planned: Planned) -> Means | None:
+    """What to say of stages that any engine cuts alike, None where it has to be told."""
+    sizes = planned.stages
+    return Means(because=f"{len(sizes)} of {sizes[0]} layers") if len(set(sizes)) == 1 else None
+
+
+LAYER_FILE = "layer_formats.csv"
+
+
+def layer_formats(loads: frozenset[Kind], made_by: str) -> Decide:
+    """The decision of an engine whose checkpoints of mixed formats, `made_by` a tool, may hold the kinds of `loads`."""
+
+    def decide(planned: Planned) -> Means:
+        if not planned.is_mixed:
+            return Means(because="one format for all layers")
+        formats = {w.name: w for w in planned.scenario.model.layer_formats.values()}
+        wrong = [name for name, weights in formats.items() if kind_of(weights) not in loads]
+        if wrong:
+            raise Refused(f"loads no checkpoint that mixes {', '.join(formats)} (not {', '.join(wrong)})")
+        note = f"MODEL's layers have the formats {', '.join(formats)} as in {LAYER_FILE}: {made_by}"
+        return Means(because=f"the checkpoint, made by {LAYER_FILE}", note=note)
+
+    return decide
+
+
+def layer_file(planned: Planned) -> Mapping[str, str]:
+    """The file that says what format each layer's own weights and its routed experts have, for whoever makes it."""
+    if not planned.is_mixed:
+        return {}
+    model, usual = planned.scenario.model, planned.scenario.numerics.weights
+    rows = ["layer,weights,experts"]
+    for i, block in enumerate(model.pattern):
+        names = [model.layer_formats.get((block, routed), usual).name for routed in (False, True)]
+        rows.append(f"{i},{names[0]},{names[1] if isinstance(model.blocks[block].ffn, Experts) else ''}")
+    return {LAYER_FILE: "\n".join(rows) + "\n"}
 
 
 def replicas(planned: Planned) -> Means:

@@ -20,9 +20,11 @@ from .planned import (
     Refused,
     checkpoint_note,
     computes_in,
+    even_stages,
     full,
     is_native,
     kind_of,
+    layer_formats,
     no_storage,
     on_device,
     replicas,
@@ -54,6 +56,12 @@ _WORDS: Mapping[Kind, tuple[str, ...]] = {
 }
 
 
+def _stages(planned: Planned) -> Means:
+    # Engines spread what is left over differently, so they are told unless the stages are even.
+    told = Means(environment="SGLANG_PP_LAYER_PARTITION=" + ",".join(map(str, planned.stages)))
+    return even_stages(planned) or told
+
+
 def _weights(planned: Planned) -> Means:
     kind = kind_of(planned.scenario.numerics.weights)
     wide = planned.scenario.model.native.bits_per_weight >= 16
@@ -61,7 +69,7 @@ def _weights(planned: Planned) -> Means:
         return Means(("--dtype", TORCH_NAMES[computes_in(planned, NAME)]), note=checkpoint_note(planned, ""))
     if kind not in MADE_BY:
         raise Refused(f"loads no weights in {planned.scenario.numerics.weights.name}")
-    if kind is Kind.FP8 and wide and not is_native(planned):
+    if kind is Kind.FP8 and wide and not planned.is_mixed and not is_native(planned):
         note = f"MODEL is {planned.scenario.model.name} of 16 bits, made fp8 as it is loaded, or a checkpoint of "
         return Means(("--quantization", "fp8"), note=note + MADE_BY[kind])
     return Means(_WORDS.get(kind, ()), note=checkpoint_note(planned, MADE_BY[kind]))
@@ -159,6 +167,7 @@ def _graphs(planned: Planned) -> Means:
 DECIDE: Mapping[Decision, Decide] = {
     Decision.TP: lambda p: Means(("--tensor-parallel-size", str(p.scenario.sharding.tp))),
     Decision.PP: lambda p: Means(("--pipeline-parallel-size", str(p.scenario.sharding.pp))),
+    Decision.STAGES: _stages,
     Decision.EP: lambda p: Means(("--expert-parallel-size", str(p.scenario.sharding.ep))),
     Decision.REPLICAS: replicas,
     Decision.USERS: lambda p: Means(("--max-running-requests", str(p.users))),
@@ -168,6 +177,9 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.CONTEXT: lambda p: Means(("--context-length", str(p.length))),
     Decision.MEMORY: _memory,
     Decision.WEIGHTS: _weights,
+    Decision.LAYER_FORMATS: layer_formats(
+        frozenset({Kind.PLAIN, Kind.FP8, Kind.INT8, Kind.INT4}), "llm-compressor, a group of its recipe for each format"
+    ),
     Decision.ACTIVATIONS: _activations,
     Decision.KV: _kv,
     Decision.GRAPHS: _graphs,

@@ -22,9 +22,11 @@ from .planned import (
     Refused,
     checkpoint_note,
     computes_in,
+    even_stages,
     full,
     is_native,
     kind_of,
+    layer_formats,
     no_storage,
     on_device,
     replicas,
@@ -44,6 +46,10 @@ MADE_BY: Mapping[Kind, str] = {
     Kind.MXFP4: "gpt-oss as published",
     Kind.NVFP4: "ModelOpt's nvfp4",
 }
+
+
+def _stages(planned: Planned) -> Means:
+    return even_stages(planned) or Means(settings=(("pp_partition", list(planned.stages)),))
 
 
 def _weights(planned: Planned) -> Means:
@@ -146,6 +152,7 @@ def _placement(planned: Planned) -> Means:
 DECIDE: Mapping[Decision, Decide] = {
     Decision.TP: lambda p: Means(("--tp_size", str(p.scenario.sharding.tp))),
     Decision.PP: lambda p: Means(("--pp_size", str(p.scenario.sharding.pp))),
+    Decision.STAGES: _stages,
     Decision.EP: lambda p: Means(("--ep_size", str(p.scenario.sharding.ep))),
     Decision.REPLICAS: replicas,
     Decision.USERS: lambda p: Means(("--max_batch_size", str(p.users))),
@@ -155,6 +162,9 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.CONTEXT: lambda p: Means(("--max_seq_len", str(p.length))),
     Decision.MEMORY: _memory,
     Decision.WEIGHTS: _weights,
+    Decision.LAYER_FORMATS: layer_formats(
+        frozenset({Kind.PLAIN, Kind.FP8, Kind.NVFP4, Kind.INT4}), "ModelOpt, its quant_algo MIXED_PRECISION"
+    ),
     Decision.ACTIVATIONS: _activations,
     Decision.KV: _kv,
     Decision.GRAPHS: _graphs,

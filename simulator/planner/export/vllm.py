@@ -17,8 +17,10 @@ from .planned import (
     Refused,
     checkpoint_note,
     computes_in,
+    even_stages,
     is_native,
     kind_of,
+    layer_formats,
     no_storage,
     on_device,
     replicas,
@@ -44,6 +46,12 @@ MADE_BY: Mapping[Kind, str] = {
 }
 
 
+def _stages(planned: Planned) -> Means:
+    # Engines spread what is left over differently, so they are told unless the stages are even.
+    told = Means(environment="VLLM_PP_LAYER_PARTITION=" + ",".join(map(str, planned.stages)))
+    return even_stages(planned) or told
+
+
 def _weights(planned: Planned) -> Means:
     kind = kind_of(planned.scenario.numerics.weights)
     wide = planned.scenario.model.native.bits_per_weight >= 16
@@ -52,7 +60,7 @@ def _weights(planned: Planned) -> Means:
         return Means(("--dtype", dtype), note=checkpoint_note(planned, ""))
     if kind not in MADE_BY:
         raise Refused(f"loads no weights in {planned.scenario.numerics.weights.name}")
-    if kind is Kind.FP8 and wide and not is_native(planned):
+    if kind is Kind.FP8 and wide and not planned.is_mixed and not is_native(planned):
         note = f"MODEL is {planned.scenario.model.name} of 16 bits, made fp8 as it is loaded, or a checkpoint of "
         return Means(("--quantization", "fp8"), note=note + MADE_BY[kind])
     words: dict[Kind, tuple[str, ...]] = {
@@ -158,6 +166,7 @@ def _graphs(planned: Planned) -> Means:
 DECIDE: Mapping[Decision, Decide] = {
     Decision.TP: lambda p: Means(("--tensor-parallel-size", str(p.scenario.sharding.tp))),
     Decision.PP: lambda p: Means(("--pipeline-parallel-size", str(p.scenario.sharding.pp))),
+    Decision.STAGES: _stages,
     Decision.EP: _ep,
     Decision.REPLICAS: replicas,
     Decision.USERS: lambda p: Means(("--max-num-seqs", str(p.users))),
@@ -167,6 +176,10 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.CONTEXT: lambda p: Means(("--max-model-len", str(p.length))),
     Decision.MEMORY: lambda p: Means(("--gpu-memory-utilization", f"{p.scenario.engine.memory_utilization:g}")),
     Decision.WEIGHTS: _weights,
+    Decision.LAYER_FORMATS: layer_formats(
+        frozenset({Kind.PLAIN, Kind.FP8, Kind.FP8_BLOCK, Kind.INT8, Kind.INT4, Kind.NVFP4}),
+        "llm-compressor, a group of its recipe for each format",
+    ),
     Decision.ACTIVATIONS: _activations,
     Decision.KV: _kv,
     Decision.GRAPHS: _graphs,
