@@ -27,7 +27,7 @@ from roofplan.simulator import engines
 from roofplan.simulator.memory import TensorClass, ledger
 from roofplan.simulator.placement import moved
 from roofplan.simulator.planner import export
-from roofplan.simulator.planner.export import ENGINES, Decision, Exported, Planned, accelerate, emit, flags
+from roofplan.simulator.planner.export import ENGINES, Decision, Exported, Planned, accelerate, emit, flags, refusals
 from roofplan.simulator.scenario import (
     EXPERTS_HOST,
     EXPERTS_STREAMED,
@@ -233,6 +233,14 @@ def test_refusals_name_who_can(engine: str, changes: dict[str, object], why: str
     with pytest.raises(InputError, match=why) as caught:
         emit(engine, plan(engine, **changes))
     assert "\n" not in str(caught.value)
+
+
+def test_all_refusals_at_once() -> None:
+    asked = plan("vllm", flash_attention=False, numerics=Numerics(FORMATS["bf16"], DType.INT8))
+    assert set(refusals("vllm", asked)) == {Decision.FLASH, Decision.KV}
+    assert not refusals("vllm", plan("vllm"))
+    assert set(refusals("trtllm", plan("trtllm", placement=HOST))) == {Decision.PLACEMENT}
+    assert set(refusals("trtllm", plan("trtllm", fleet=load_fleet("8xl4")))) == {Decision.MEMORY}
 
 
 def test_bad_plans() -> None:

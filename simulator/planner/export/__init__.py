@@ -17,7 +17,7 @@ from ....errors import InputError, UnknownNameError
 from . import benchmark
 from .planned import Decision, Exported, Means, Planned, Refused, confined, layer_file, seats
 
-__all__ = ["ENGINES", "Decision", "Exported", "Flag", "Planned", "emit", "flags"]
+__all__ = ["ENGINES", "Decision", "Exported", "Flag", "Planned", "emit", "flags", "refusals"]
 
 _MODULES: Mapping[str, str] = MappingProxyType(
     {
@@ -51,8 +51,6 @@ def flags() -> tuple[Flag, ...]:
 
 def emit(engine: str, asked: Planned) -> Exported:
     """The plan in the words of that engine; refused in one line where the engine cannot do what was decided."""
-    if engine not in _MODULES:
-        raise UnknownNameError("engine to export to", engine, ENGINES, listing="roofplan plan --help")
     module = _module(engine)
     means: dict[Decision, Means] = {}
     for decision in Decision:
@@ -79,7 +77,22 @@ def emit(engine: str, asked: Planned) -> Exported:
     )
 
 
+def refusals(engine: str, asked: Planned) -> Mapping[Decision, str]:
+    """Every decision of the plan that the engine refuses and why, where `emit` stops at the first: empty if none."""
+    found: dict[Decision, str] = {}
+    for decision, decide in _module(engine).DECIDE.items():
+        try:
+            decide(asked)
+        except Refused as why:
+            found[decision] = f"{engine} {why}"
+        except InputError as error:
+            found[decision] = error.problem
+    return found
+
+
 def _module(engine: str) -> ModuleType:
+    if engine not in _MODULES:
+        raise UnknownNameError("engine to export to", engine, ENGINES, listing="roofplan plan --help")
     return importlib.import_module(f".{_MODULES[engine]}", __package__)
 
 
