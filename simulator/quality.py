@@ -198,8 +198,9 @@ def of_parts(model: Model, formats: Mapping[Part, WeightFormat]) -> Change:
     """Change of a model with another format in each part: the sum of the parts' shares of each (`ADDITIVITY`)."""
     low = usual = high = 0.0
     tiers, bases = [Tier.REFERENCE], []
+    whole = any(weights.whole for weights in formats.values())  # else embedding and head stay wide
     for part, weights in formats.items():
-        change, of_it = increase(model, weights), share(model, part)
+        change, of_it = increase(model, weights), share(model, part, whole)
         low, usual, high = low + of_it * change.low, usual + of_it * change.usual, high + of_it * change.high
         if of_it:
             tiers.append(change.tier)
