@@ -1,5 +1,6 @@
 """The command `plan`: put on the command line's app, loaded when called."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -29,6 +30,9 @@ class Engines(StrEnum):
     LLAMA_CPP = "llama.cpp"
     KTRANSFORMERS = "ktransformers"
     ACCELERATE = "accelerate"
+
+
+PROFILE_OF = {Engines.ACCELERATE: "flexgen"}  # layers streamed, no graphs
 
 
 def register(app: typer.Typer, examples: Callable[..., str], answer: Callable[..., None]) -> None:
@@ -80,6 +84,9 @@ def register(app: typer.Typer, examples: Callable[..., str], answer: Callable[..
             _unlike(model, asked, gpus, link, gpu, prompt, output, goals, limits, answer, json)
             return
         from . import plans
+
+        if emit is not None and asked.engine is None:
+            asked = dataclasses.replace(asked, engine=PROFILE_OF.get(emit, emit.value))
         from .simulator.report.progress import Doing
 
         nodes, fleet_name = nodes_of(gpu)
@@ -126,8 +133,6 @@ def question_of(
     clients: int | None,
 ) -> "Question":
     """The whole question, everything checked before anything is computed."""
-    import dataclasses
-
     from . import api
     from .simulator.planner.question import Pins, Question
 

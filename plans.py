@@ -14,6 +14,8 @@ from .simulator.calibration import CalibrationSet
 from .simulator.offload import StepCosts, step_time
 from .simulator.plan_answers import PlanAnswer, PlanLayers, PlanRow
 from .simulator.planner import changes
+from .simulator.planner.export import Planned, refusals
+from .simulator.planner.export import emit as emit_for
 from .simulator.planner.question import Goal, Question
 from .simulator.planner.search import Found, Simulated, search
 from .simulator.report import plan_account as account
@@ -34,14 +36,18 @@ def ask_plan(
     emit: str | None = None,
     progress: Progress = lambda _: None,
 ) -> a.Report:
-    """The best plan with its proof; `why`: what would change it, solved again; `second_goal`: the front of both."""
+    """The best plan with its proof; `why`: what would change it, solved again; `second_goal`: the front of both.
+
+    With `emit` only plans that engine can run are looked at, and the best is written as its flags and files.
+    """
 
     def calibrations_of(asked: Question) -> Calibrations:
         return api.load_calibrations(asked.fleet, calibration, asked.engine.name)
 
     calibrations = calibrations_of(question)
     progress("looking at every layout and precision")
-    found = search(question, calibrations)
+    can_run = None if emit is None else lambda plan: not refusals(emit, _planned(question, plan))
+    found = search(question, calibrations, accept=can_run)
     if not found.plans:
         return _without_a_plan(question, found, calibrations_of, why, progress)
     best = found.plans[0]
@@ -144,13 +150,14 @@ def _front(question: Question, second: Goal, found: Found, calibrations: Calibra
     return tuple(kept)
 
 
-def _emitted(question: Question, plan: Simulated, engine: str) -> tuple[str, ...]:
-    from .simulator.planner.export import Planned, emit
-
+def _planned(question: Question, plan: Simulated) -> Planned:
     family = plan.frame.family
-    planned = Planned(plan.scenario, family.replicas, question.output, int(plan.frame.users))
-    made = emit(engine, planned)
-    files = [line for name, text in made.files.items() for line in (f"--- {name}", text.rstrip())]
+    return Planned(plan.scenario, family.replicas, question.output, int(plan.frame.users) * family.replicas)
+
+
+def _emitted(question: Question, plan: Simulated, engine: str) -> tuple[str, ...]:
+    made = emit_for(engine, _planned(question, plan))
+    files = [line for name, text in made.files.items() for line in (f"--- {name}", text.rstrip(), "---")]
     return (*made.lines, *files, f"measure it: {made.benchmark}", *made.notes)
 
 

@@ -74,7 +74,8 @@ def kv_formats(question: Question) -> tuple[DType, ...]:
     """KV formats to choose from."""
     if question.pins.kv is not None:
         return (question.pins.kv,)
-    return (DType.FP16 if question.model.activation is DType.FP16 else DType.BF16, DType.FP8)
+    wide = DType.FP16 if question.model.activation is DType.FP16 else DType.BF16
+    return (wide, DType.INT8 if question.engine.name == "llama.cpp" else DType.FP8)
 
 
 def families(question: Question, calibrations: CalibrationSet) -> Iterator[Family]:

@@ -7,6 +7,7 @@ it when the frame is looked at. The plan is the best of what was simulated; the 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -80,10 +81,12 @@ def search(
     seconds: float = 60.0,
     families: tuple[Family, ...] | None = None,
     users: float | None = None,
+    accept: Callable[[Simulated], bool] | None = None,
 ) -> Found:
     """The best plan of the domain to within the gap.
 
-    `families` may hand in a domain that is priced already, `users` leaves those frames that have so many in all.
+    `families` may hand in a domain that is priced already, `users` leaves those frames that have so many in all,
+    `accept` refuses plans (those an engine cannot run, say).
     """
     started = time.monotonic()
     found = tuple(domain(question, calibrations)) if families is None else families
@@ -105,7 +108,7 @@ def search(
         simulated, proved = look_at(question, Frame(found[i], at), calibrations, best * (1.0 - gap))
         solved += 1
         least = min(least, proved)
-        if simulated is not None:
+        if simulated is not None and (accept is None or accept(simulated)):
             plans.append(simulated)
             best = min(best, simulated.objective)
     plans = sorted(plans, key=lambda p: p.objective)[:KEPT]
