@@ -40,7 +40,8 @@ class Limits(NamedTuple):
 
 
 class Pins(NamedTuple):
-    """Decisions the asker made; None leaves them open. `clients` are the users of one replica."""
+    """Decisions the asker made; None leaves them open. `clients` are the users of one replica,
+    `chunk` the tokens of a prompt step."""
 
     weights: WeightFormat | None = None
     kv: DType | None = None
@@ -48,6 +49,7 @@ class Pins(NamedTuple):
     pp: int | None = None
     ep: int | None = None
     clients: int | None = None
+    chunk: int | None = None
     offload: Offload | None = None
 
 
