@@ -68,7 +68,10 @@ class PlanRow(NamedTuple):
 
 
 class PlanProof(NamedTuple):
-    """What is proved: no plan of the domain is below `bound`. `gap` is relative to the goal of the plan found; null where there is none."""
+    """What is proved: no plan of the domain is below `bound`; null where there is no plan.
+
+    `gap` is relative to the goal of the plan found.
+    """
 
     status: str
     goal: float | None

@@ -27,7 +27,6 @@ from .place import modes_of
 from .prices import Alternative, Layout, StepKind, combinations
 from .question import Question
 
-USERS = tuple(float(n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024))
 SMALL_CHUNK = 2048  # tokens of a prompt step, vLLM's default where latency counts more
 CACHED = (0.0, 0.25, 0.5, 0.75)  # shares of a layer's experts kept on the device where the rest is fetched
 GGUF_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M")
@@ -129,7 +128,7 @@ def _users(question: Question) -> Array:
         return np.array([float(question.pins.clients)])
     if question.goal.value == "latency":
         return np.ones(1)
-    return np.array(USERS)
+    return np.array(question.users)
 
 
 def _placements(question: Question, sharding: Sharding) -> list[tuple[tuple[Mode, float], ...]]:

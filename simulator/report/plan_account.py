@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -194,16 +195,11 @@ def _solver() -> str:
     return f"PuLP {version('pulp')}, HiGHS {version('highspy')}"
 
 
-def runners_up(question: Question, found: Found) -> tuple[a.PlanRow, ...]:
-    """The best plan of each other layout, KV format or kind of placement, with what it loses by."""
-    best, seen, rows = found.plans[0], set(), []
-    for plan in found.plans:
-        key = (str(plan.frame.family.layout.base.sharding), plan.scenario.numerics.kv, plan.frame.family.placed)
-        if key in seen:
-            continue
-        seen.add(key)
-        if plan is not best:
-            rows.append(row_of(question, plan, best, _why(question, plan, best)))
+def runners_up(question: Question, best: Simulated, plans: Sequence[Simulated]) -> tuple[a.PlanRow, ...]:
+    """Plans that came close, with what they lose by."""
+    rows = [
+        row_of(question, plan, best, _why(question, plan, best)) for plan in plans if plan.objective >= best.objective
+    ]
     return tuple(rows[:RUNNERS_UP])
 
 
@@ -232,9 +228,10 @@ def change_of(question: Question, tried: Tried, best: Simulated | None) -> a.Pla
     return a.PlanChange(change.words, plan.objective, gain, words, change.flags)
 
 
-def words_of(question: Question, found: Found, limits: tuple[a.PlanLimit, ...]) -> tuple[str, ...]:
+def words_of(
+    question: Question, best: Simulated, plans: Sequence[Simulated], limits: tuple[a.PlanLimit, ...]
+) -> tuple[str, ...]:
     """The plan in sentences: what to run, what it reaches, what binds, how sure that is."""
-    best = found.plans[0]
     scenario, frame = best.scenario, best.frame
     replicas = f"{frame.family.replicas} replicas of " if frame.family.replicas > 1 else ""
     users = f"{frame.users:.0f} user{'s' if frame.users > 1 else ''}"
@@ -246,7 +243,7 @@ def words_of(question: Question, found: Found, limits: tuple[a.PlanLimit, ...]) 
     first = f"{run}, {users} at once{each}{pieces}" + (f"; {away}" if away else "")
     binding = [limit.name for limit in limits if limit.binds]
     second = f"what binds: {', '.join(binding)}" if binding else "no limit binds: the devices' own speed does"
-    ties = sum(p.objective / best.objective < TIE for p in found.plans[1:])
+    ties = sum(1 <= p.objective / best.objective < TIE for p in plans)
     third = (
         f"{ties} other plan{'s' if ties != 1 else ''} within {TIE - 1:.0%}: measure before you choose" if ties else ""
     )
