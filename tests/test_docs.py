@@ -48,8 +48,8 @@ def test_every_command_of_the_readme_runs(
     monkeypatch.chdir(tmp_path)
     code = cli.run(words)
     out, err = capsys.readouterr()
-    assert (code, err) == (0, "")
-    assert out
+    assert code == 0 and out
+    assert err == "" or words[0] == "validate"  # which says what it is at where the machine is slow
 
 
 def test_the_readme_shows_what_the_tool_prints(capsys: pytest.CaptureFixture[str]) -> None:
