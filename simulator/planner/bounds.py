@@ -26,6 +26,9 @@ ANGLES = (1.0, 0.5, 0.0)
 def first_bounds(question: Question, family: Family) -> Array:
     """A value of the goal no plan of the frames is below, (users,); infinite where nothing fits."""
     layout, limits = family.layout, question.limits
+    possible = _may_fit(question, family)
+    if not possible.any():  # then nothing of it needs a price
+        return np.full(layout.users, np.inf)
     counts = np.array(layout.counts, float)
     goal = np.stack([Frame(family, at).weights_of(question) for at in range(layout.users)], axis=1)
     stages = layout.base.sharding.pp
@@ -36,7 +39,6 @@ def first_bounds(question: Question, family: Family) -> Array:
     times = (fastest + outside) * passes
     pace = sum(kind.pace * t for kind, t in zip(layout.kinds, times, strict=True))
     first = sum(kind.first * t for kind, t in zip(layout.kinds, times, strict=True))
-    possible = _may_fit(question, family)
     if limits.pace_s is not None:
         possible = np.asarray(possible & (pace <= limits.pace_s * 1.02))
     if limits.first_s is not None:

@@ -28,6 +28,7 @@ from .prices import Alternative, Layout, StepKind, combinations
 from .question import Question
 
 SMALL_CHUNK = 2048  # tokens of a prompt step, vLLM's default where latency counts more
+MOST_PLACED = 2  # devices of a layout that is placed although its devices hold the model
 CACHED = (0.0, 0.25, 0.5, 0.75)  # shares of a layer's experts kept on the device where the rest is fetched
 GGUF_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M")
 
@@ -88,7 +89,8 @@ def families(question: Question, calibrations: CalibrationSet) -> Iterator[Famil
 def _engines(question: Question) -> tuple[Engine, ...]:
     """The engine with the sizes of a prompt step to choose from, where it cuts prompts into pieces."""
     engine = question.engine
-    if question.pins.chunk or not engine.chunks_prefill or engine.max_batched_tokens <= SMALL_CHUNK:
+    alone = question.goal.value == "latency" and question.prompt <= SMALL_CHUNK  # one prompt, in one step anyway
+    if alone or question.pins.chunk or not engine.chunks_prefill or engine.max_batched_tokens <= SMALL_CHUNK:
         return (engine,)
     return engine, dataclasses.replace(engine, max_batched_tokens=SMALL_CHUNK)
 
@@ -104,10 +106,21 @@ def _families(question: Question, calibrations: CalibrationSet) -> Iterator[Fami
                 resident = combinations(chosen, ((ON_DEVICE, 0.0),), question.model.has_experts)
                 layout = _layout(question, sharding, kv, chosen, resident, users, calibrations)
                 yield Family(layout, replicas, False, change)
-                for modes in _placements(question, sharding) if pins.offload is not Offload.NEVER else ():
+                if pins.offload is Offload.NEVER or (sharding.devices > MOST_PLACED and _may_hold(layout, question)):
+                    continue
+                for modes in _placements(question, sharding):
                     away = combinations(chosen, modes, False)
                     layout = _layout(question, sharding, kv, chosen, away, users, calibrations, placed=True)
                     yield Family(layout, min(replicas, question.nodes), True, change)  # one a host: they would share it
+
+
+def _may_hold(layout: Layout, question: Question) -> bool:
+    """Whether the devices might hold the model for the fewest users: many devices that do are not joined by a host."""
+    fixed, slope = layout.fixed_bytes
+    device, _, _ = layout.bytes_
+    counts = np.array(layout.counts, float)
+    least = counts @ device.min(axis=0) * slope / layout.base.sharding.pp + fixed.min(axis=0)
+    return bool(least[0] <= question.budget_bytes())
 
 
 def _layouts(question: Question, most: int) -> tuple[Sharding, ...]:

@@ -125,7 +125,7 @@ BETWEEN = 5  # numbers of users looked at between two that are a third to a half
 def refine(
     question: Question, found: Found, calibrations: CalibrationSet, accept: Callable[[Simulated], bool] | None = None
 ) -> Found:
-    """The search again with numbers of users between the best plan's and the next larger one looked at."""
+    """The search again in the best plan's layout, with numbers of users between its own and the next larger one."""
     if not found.plans or question.pins.clients is not None or question.goal is Goal.LATENCY:
         return found
     best = found.plans[0]
@@ -135,7 +135,10 @@ def refine(
     steps = np.unique(np.round(np.linspace(best.frame.users, larger[0], BETWEEN + 2)))[1:-1]
     if not len(steps):
         return found
-    asked = dataclasses.replace(question, users=tuple(float(u) for u in steps))
+    layout = best.frame.family.layout.base
+    tp, pp, ep, *_ = layout.sharding
+    pins = question.pins._replace(tp=tp, pp=pp, ep=ep, kv=layout.numerics.kv, chunk=layout.engine.max_batched_tokens)
+    asked = dataclasses.replace(question, pins=pins, engine=layout.engine, users=tuple(float(u) for u in steps))
     more = search(asked, calibrations, accept=accept, below=best.objective)
     shifted = tuple((bound, i + len(found.families), at) for bound, i, at in more.queue)
     return Found(
