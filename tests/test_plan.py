@@ -164,7 +164,7 @@ def instance(seed: int) -> tuple[Question, tuple[WeightFormat, ...], int]:
         first_s=rng.choice((None, None, rng.uniform(1e-3, 1e-1))),
         log_ppl=rng.choice((0.0, 0.005, 0.02, 0.2)),
     )
-    pins = Pins(None, numerics.kv, 1, 1, None, users, offload)
+    pins = Pins(None, numerics.kv, 1, 1, None, users, 8192, offload)
     question = ask(model, fleet, goal=goal, limits=limits, pins=pins)
     return question, (BF16, FP8, INT4), users
 
