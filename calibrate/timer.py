@@ -1,0 +1,140 @@
+"""How long one launch takes: warmed up, on operands that rotate, as a median with its 10th and 90th percentile.
+
+On a CPU each call is timed by itself. A call during which the system took a core away from this process is no
+measurement of the operator: such samples are set aside as long as enough others are left, and counted. On a GPU a CUDA
+graph of many launches over rotating operands is replayed between two events, so that neither the host's gaps nor the
+timer's resolution enter; clocks, power, temperature and throttling are read beside it and never set (`sensors.py`).
+Whether operands are cold (they rotate through more than the last-level cache) or reused is the caller's choice and
+stands in the record.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Run = Callable[[int], object]
+"""Launch once on the n-th set of operands."""
+
+LEAST_SAMPLES = 5
+MOST_SAMPLES = 60
+LEAST_UNDISTURBED = 3  # samples, below which the disturbed ones count too
+WARM_UPS = 2
+LAUNCHES = 20  # of a graph at least: the first of them starts late
+REPLAYS, PASSES = 10, 2
+GRAPH_S = 2e-3  # time a graph should take: events resolve half a microsecond
+MOST_LAUNCHES = 2000
+
+
+class Timing(NamedTuple):
+    """Seconds of one launch. `disturbed` samples lost a core; `apart` is how far two passes differ, as a share."""
+
+    median_s: float
+    p10_s: float
+    p90_s: float
+    samples: int
+    disturbed: int = 0
+    apart: float = 0.0
+
+
+class Clock(NamedTuple):
+    """Where time comes from, and how often the system has taken a core away from this process."""
+
+    now_s: Callable[[], float]
+    switches: Callable[[], int]
+
+
+def _switches() -> int:
+    """Involuntary context switches of all threads so far; 0 where the system does not count them."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+SYSTEM_CLOCK = Clock(time.perf_counter, _switches)
+
+
+def summary(samples: Sequence[float], disturbed: int = 0) -> Timing:
+    """Median and percentiles of samples of one launch."""
+    low, middle, high = np.quantile(np.asarray(samples, float), [0.1, 0.5, 0.9])
+    return Timing(float(middle), float(low), float(high), len(samples), disturbed)
+
+
+def on_cpu(run: Run, budget_s: float, clock: Clock = SYSTEM_CLOCK) -> Timing:
+    """Time single calls until the budget is spent: at least five, at most sixty."""
+    for i in range(WARM_UPS):
+        run(i)
+    clean: list[float] = []
+    disturbed: list[float] = []
+    end = clock.now_s() + budget_s
+    while len(clean) + len(disturbed) < MOST_SAMPLES:
+        switches, start = clock.switches(), clock.now_s()
+        run(WARM_UPS + len(clean) + len(disturbed))
+        took = clock.now_s() - start
+        (disturbed if clock.switches() > switches else clean).append(took)
+        enough = len(clean) + len(disturbed) >= LEAST_SAMPLES
+        if enough and clock.now_s() >= end:
+            break
+    if len(clean) >= LEAST_UNDISTURBED:
+        return summary(clean, len(disturbed))
+    return summary(clean + disturbed, len(disturbed))
+
+
+def launches_of(sets: int, launch_s: float) -> int:
+    """Launches of a graph: whole rounds over all sets of operands, and enough of them to be timed well."""
+    wanted = max(LAUNCHES, math.ceil(GRAPH_S / max(launch_s, 1e-9)))
+    return sets * max(1, math.ceil(min(wanted, MOST_LAUNCHES) / sets))
+
+
+def on_gpu(torch: Any, run: Run, sets: int, busy_s: float) -> Timing:
+    """Replay a graph of launches over `sets` sets of operands, `busy_s` in all, in two independent passes."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles kernels and makes workspaces, which a capture must not
+        for i in range(max(sets, WARM_UPS)):
+            run(i % sets)
+        stream.synchronize()
+        start, end = _events(torch)
+        start.record()
+        for i in range(sets):
+            run(i)
+        end.record()
+        end.synchronize()
+    rough_s = max(start.elapsed_time(end) * 1e-3 / sets, 1e-7)
+    torch.cuda.current_stream().wait_stream(stream)
+    launches = launches_of(sets, rough_s)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(launches):
+            run(i % sets)
+    replays = max(REPLAYS, math.ceil(busy_s / PASSES / (launches * rough_s)))
+    passes = [_replayed(torch, graph, min(replays, 10 * REPLAYS), launches) for _ in range(PASSES)]
+    graph.reset()
+    middles = [float(np.median(p)) for p in passes]
+    whole = summary([s for p in passes for s in p])
+    return whole._replace(apart=max(middles) / min(middles) - 1)
+
+
+def _events(torch: Any) -> tuple[Any, Any]:
+    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+
+def _replayed(torch: Any, graph: Any, replays: int, launches: int) -> list[float]:
+    """Seconds of one launch in each replay; the first two replays warm up."""
+    pairs = []
+    for _ in range(WARM_UPS):
+        graph.replay()
+    for _ in range(replays):
+        start, end = _events(torch)
+        start.record()
+        graph.replay()
+        end.record()
+        pairs.append((start, end))
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) * 1e-3 / launches for start, end in pairs]
