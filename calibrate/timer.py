@@ -23,6 +23,7 @@ Run = Callable[[int], object]
 LEAST_SAMPLES = 5
 MOST_SAMPLES = 60
 LEAST_UNDISTURBED = 3  # samples, below which the disturbed ones count too
+PATIENCE = 4  # times the budget, while a busy machine leaves too few undisturbed samples
 WARM_UPS = 2
 LAUNCHES = 20  # of a graph at least: the first of them starts late
 REPLAYS, PASSES = 10, 2
@@ -67,19 +68,21 @@ def summary(samples: Sequence[float], disturbed: int = 0) -> Timing:
 
 
 def on_cpu(run: Run, budget_s: float, clock: Clock = SYSTEM_CLOCK) -> Timing:
-    """Time single calls until the budget is spent: at least five, at most sixty."""
+    """Time single calls until the budget is spent: at least five undisturbed ones, sixty at most."""
     for i in range(WARM_UPS):
         run(i)
     clean: list[float] = []
     disturbed: list[float] = []
-    end = clock.now_s() + budget_s
+    began = clock.now_s()
     while len(clean) + len(disturbed) < MOST_SAMPLES:
         switches, start = clock.switches(), clock.now_s()
         run(WARM_UPS + len(clean) + len(disturbed))
         took = clock.now_s() - start
         (disturbed if clock.switches() > switches else clean).append(took)
-        enough = len(clean) + len(disturbed) >= LEAST_SAMPLES
-        if enough and clock.now_s() >= end:
+        spent = clock.now_s() - began
+        if len(clean) >= LEAST_SAMPLES and spent >= budget_s:
+            break
+        if len(clean) + len(disturbed) >= LEAST_SAMPLES and spent >= PATIENCE * budget_s:
             break
     if len(clean) >= LEAST_UNDISTURBED:
         return summary(clean, len(disturbed))

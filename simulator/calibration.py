@@ -22,6 +22,7 @@ from .parameters import (
     OneOrTwoShot,
     Ring,
     ScaledGemm,
+    SoftRoofline,
     SplitKGemm,
     SplitKvDecode,
     Streaming,
@@ -39,6 +40,7 @@ class Basis(StrEnum):
 
 Parameters = (
     ThreeConstants
+    | SoftRoofline
     | LatencyBandwidth
     | SplitKGemm
     | ScaledGemm
