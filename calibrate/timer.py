@@ -67,14 +67,21 @@ def summary(samples: Sequence[float], disturbed: int = 0) -> Timing:
     return Timing(float(middle), float(low), float(high), len(samples), disturbed)
 
 
-def on_cpu(run: Run, budget_s: float, clock: Clock = SYSTEM_CLOCK) -> Timing:
-    """Time single calls until the budget is spent: at least five undisturbed ones, sixty at most."""
+def on_cpu(
+    run: Run, budget_s: float, clock: Clock = SYSTEM_CLOCK, before: Callable[[], object] | None = None
+) -> Timing:
+    """Time single calls until the budget is spent: at least five undisturbed ones, sixty at most.
+
+    `before` runs ahead of each call and is not timed.
+    """
     for i in range(WARM_UPS):
         run(i)
     clean: list[float] = []
     disturbed: list[float] = []
     began = clock.now_s()
     while len(clean) + len(disturbed) < MOST_SAMPLES:
+        if before is not None:
+            before()
         switches, start = clock.switches(), clock.now_s()
         run(WARM_UPS + len(clean) + len(disturbed))
         took = clock.now_s() - start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from importlib import import_module
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,17 +13,9 @@ from ...simulator.calibration import Cache
 from ...simulator.operators import Kernel, Table
 from ..columns import DEFAULTS, ORDER, shape_columns
 from ..records import Record
-from ..timer import Run
+from ..timer import Timing
 
 TableT = TypeVar("TableT", bound=Table)
-
-
-class Launchable(NamedTuple):
-    """A shape ready to be timed: `run` launches once on one of `sets` sets of operands; `note` is for the record."""
-
-    run: Run
-    sets: int
-    note: str = ""
 
 
 class Subject(ABC):
@@ -68,8 +60,8 @@ class Subject(ABC):
         """Whole shapes no fit sees."""
 
     @abstractmethod
-    def prepare(self, case: Table) -> Launchable:
-        """Make operands for a shape and return what launches it."""
+    def time(self, case: Table, budget_s: float) -> Timing:
+        """Make operands for a shape and time it for about as long."""
 
 
 def table(cls: type[TableT], kernel: Kernel, **columns: list[float]) -> TableT:
@@ -107,6 +99,9 @@ def torch_module() -> Any:
         ) from None
 
 
-def case_key(record: Record) -> tuple[object, ...]:
-    """What makes two records measurements of the same thing."""
+Key = tuple[str, str, str, str, tuple[tuple[str, float], ...]]
+
+
+def key_of(record: Record) -> Key:
+    """What two records of the same measurement share: kernel, engine, cache, variant (in `source`) and shape."""
     return record.kernel_id, record.engine, record.cache, record.source, record.shape

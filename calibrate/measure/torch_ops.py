@@ -7,6 +7,7 @@ as the lowering of a model does: what torch moves beyond that is part of what is
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -17,8 +18,9 @@ import numpy as np
 from ...dtypes import DType
 from ...simulator.calibration import Cache
 from ...simulator.operators import NO_WINDOW, Attention, Elementwise, Gemm, Kernel, KernelName, Table
+from ..timer import Run, Timing, on_cpu
 from .pool import Pool
-from .subject import Launchable, Subject, table
+from .subject import Subject, table
 
 ENGINE = "torch"
 WIDTH = 4.0  # bytes of an fp32 number
@@ -57,6 +59,14 @@ class TorchSubject(Subject):
     def version(self) -> str:
         """torch's own version."""
         return str(self.torch.__version__)
+
+    @abstractmethod
+    def launch(self, case: Table) -> Run:
+        """Operands of the shape, in what launches it once."""
+
+    def time(self, case: Table, budget_s: float) -> Timing:
+        """Single calls, on the threads torch was given."""
+        return on_cpu(self.launch(case), budget_s)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +112,12 @@ class Linear(TorchSubject):
             output_bytes=[WIDTH] * len(m),
         )
 
-    def prepare(self, case: Table) -> Launchable:
+    def launch(self, case: Table) -> Run:
         """Weights are taken from the pool at each call."""
         assert isinstance(case, Gemm)
         m, n, k = (int(column[0]) for column in (case.m, case.n, case.k))
         x, linear, pool = self.pool.take(m, k).clone(), self.torch.nn.functional.linear, self.pool
-        return Launchable(lambda _: linear(x, pool.take(n, k)), 1)
+        return lambda _: linear(x, pool.take(n, k))
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +167,7 @@ class Attending(TorchSubject):
             activation_bytes=[WIDTH] * count,
         )
 
-    def prepare(self, case: Table) -> Launchable:
+    def launch(self, case: Table) -> Run:
         """Queries at hand; keys and values of a context from the pool, those of a prompt at hand too."""
         assert isinstance(case, Attention)
         b, new, total, heads, kv, dim = (
@@ -166,14 +176,12 @@ class Attending(TorchSubject):
         attend, pool = self.torch.nn.functional.scaled_dot_product_attention, self.pool
         q = pool.take(b, heads, new, dim).clone()
         if self.decoding:
-            return Launchable(
-                lambda _: attend(q, pool.take(b, kv, total, dim), pool.take(b, kv, total, dim), enable_gqa=True), 1
-            )
+            return lambda _: attend(q, pool.take(b, kv, total, dim), pool.take(b, kv, total, dim), enable_gqa=True)
         k, v = pool.take(b, kv, total, dim).clone(), pool.take(b, kv, total, dim).clone()
-        return Launchable(lambda _: attend(q, k, v, is_causal=True, enable_gqa=True), 1)
+        return lambda _: attend(q, k, v, is_causal=True, enable_gqa=True)
 
 
-Operator = Callable[[Any, Any, int, int], Callable[[int], object]]
+Operator = Callable[[Any, Any, int, int], Run]
 """(torch, pool, tokens, width) -> what launches the operator once."""
 
 
@@ -218,41 +226,41 @@ class Between(TorchSubject):
             Elementwise, self.identity, read_bytes=read, write_bytes=write, launches=[self.launches] * len(shapes)
         )
 
-    def prepare(self, case: Table) -> Launchable:
+    def launch(self, case: Table) -> Run:
         """Operands of the tokens and width whose bytes the case has."""
         assert isinstance(case, Elementwise) and self.make is not None
         count = int(round(float(case.read_bytes[0] + case.write_bytes[0]) / WIDTH / sum(self.passes)))
         shapes = [] if self.streams else [*FIT_TOKENS, *HELD_TOKENS]
         tokens, width = next(((t, w) for t, w in shapes if t * w == count), (1, count))
-        return Launchable(self.make(self.torch, self.pool, tokens, width), 1)
+        return self.make(self.torch, self.pool, tokens, width)
 
 
-def _read(torch: Any, pool: Pool, tokens: int, width: int) -> Callable[[int], object]:
+def _read(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
     return lambda _: pool.take(tokens, width).sum()
 
 
-def _copy(torch: Any, pool: Pool, tokens: int, width: int) -> Callable[[int], object]:
+def _copy(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
     out = torch.empty(tokens, width)
     return lambda _: out.copy_(pool.take(tokens, width))
 
 
-def _triad(torch: Any, pool: Pool, tokens: int, width: int) -> Callable[[int], object]:
+def _triad(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
     out = torch.empty(tokens, width)
     return lambda _: torch.add(pool.take(tokens, width), pool.take(tokens, width), alpha=3.0, out=out)
 
 
-def _move(torch: Any, pool: Pool, tokens: int, width: int) -> Callable[[int], object]:
+def _move(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
     x = pool.take(tokens, width).clone()
     return lambda _: x.clone()
 
 
-def _add_norm(torch: Any, pool: Pool, tokens: int, width: int) -> Callable[[int], object]:
+def _add_norm(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
     x, r, weight = pool.take(tokens, width).clone(), pool.take(tokens, width).clone(), pool.take(width).clone()
     norm = torch.nn.functional.rms_norm
     return lambda _: norm(x + r, (width,), weight, 1e-6)
 
 
-def _swiglu(torch: Any, pool: Pool, tokens: int, width: int) -> Callable[[int], object]:
+def _swiglu(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
     both, silu = pool.take(tokens, 2 * width).clone(), torch.nn.functional.silu
 
     def run(_: int) -> object:
@@ -262,7 +270,7 @@ def _swiglu(torch: Any, pool: Pool, tokens: int, width: int) -> Callable[[int], 
     return run
 
 
-def _rope(torch: Any, pool: Pool, tokens: int, width: int) -> Callable[[int], object]:
+def _rope(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
     """Rotate heads of 64 in halves, and append as many numbers to a cache."""
     x, heads = pool.take(tokens, width).clone(), max(1, width // 64)
     x = x.view(tokens, heads, width // heads)
@@ -278,7 +286,7 @@ def _rope(torch: Any, pool: Pool, tokens: int, width: int) -> Callable[[int], ob
     return run
 
 
-def _softmax(torch: Any, pool: Pool, tokens: int, width: int) -> Callable[[int], object]:
+def _softmax(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
     x = pool.take(tokens, width).clone()
     return lambda _: torch.softmax(x, dim=-1)
 
