@@ -87,6 +87,10 @@ class Microkernel(ABC, Generic[CaseT, InputT]):
         """Whole shapes no fit sees: layers of named models and seeded random ones."""
 
     @abstractmethod
+    def small(self) -> CaseT:
+        """Shapes an interpreter runs in about a second, ragged edges among them."""
+
+    @abstractmethod
     def make(self, case: CaseT, device: str, seed: int) -> InputT:
         """One input set: random data, never zeros; on device `meta` shapes and formats only."""
 
