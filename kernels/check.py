@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+TRUNCATION = 2.0**-8  # more than rounding: the interpreter cuts fp32 to bf16 off (a test notices when that ends)
+
+
 class Check(NamedTuple):
     """Largest error of any output by the measure of `Microkernel.tolerance`; infinite where one was not written."""
 
@@ -25,12 +28,17 @@ class Check(NamedTuple):
 
 def verify(kernel: Microkernel[Any, Any], case: Table, device: str, seed: int = 0) -> Check:
     """Run one case on fresh random inputs with poisoned outputs and compare with the float64 reference."""
+    import torch
+
+    from .data import interpreted
+
     (inputs,) = kernel.inputs(case, device, seed)
     poison(kernel.outputs(inputs))
     expected = kernel.reference(inputs)
     written = kernel.run(inputs)
     errors = [deviation(got, wanted) for got, wanted in zip(written, expected, strict=True)]
-    return Check(max(errors), kernel.tolerance)
+    truncated = interpreted() and any(tensor.dtype == torch.bfloat16 for tensor in written)
+    return Check(max(errors), kernel.tolerance + (TRUNCATION if truncated else 0.0))
 
 
 def poison(tensors: tuple[Tensor, ...]) -> None:

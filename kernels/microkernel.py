@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from ..simulator.estimate import Array
 from ..simulator.operators import Kernel, Table
@@ -86,9 +86,13 @@ class Microkernel(ABC, Generic[CaseT, InputT]):
     def held_out(self) -> CaseT:
         """Whole shapes no fit sees: layers of named models and seeded random ones."""
 
+    def miniature(self) -> Self:
+        """The kernel itself, or a narrower one where even its smallest case is too much for an interpreter."""
+        return self
+
     @abstractmethod
     def small(self) -> CaseT:
-        """Shapes an interpreter runs in about a second, ragged edges among them."""
+        """Shapes of the miniature that an interpreter runs in about a second, ragged edges among them."""
 
     @abstractmethod
     def make(self, case: CaseT, device: str, seed: int) -> InputT:
