@@ -147,6 +147,7 @@ _CLASSES: Mapping[KernelName, type[Table]] = MappingProxyType(
         KernelName.EXPERTS_WEIGHT_ONLY: Experts,
         KernelName.ELEMENTWISE: Elementwise,
         KernelName.CONVOLUTION: Convolution,
+        KernelName.SCAN: Elementwise,
         KernelName.ALL_REDUCE: Collective,
         KernelName.ALL_GATHER: Collective,
         KernelName.REDUCE_SCATTER: Collective,

@@ -38,6 +38,7 @@ class KernelName(StrEnum):
     EXPERTS_WEIGHT_ONLY = "experts-weight-only"
     ELEMENTWISE = "elementwise"
     CONVOLUTION = "convolution"
+    SCAN = "scan"
     ALL_REDUCE = "all-reduce"
     ALL_GATHER = "all-gather"
     REDUCE_SCATTER = "reduce-scatter"
