@@ -18,6 +18,7 @@ from ..simulator.parameters import (
     LatencyBandwidth,
     LatentDecode,
     OneOrTwoShot,
+    PackedGemm,
     Quantise,
     Ring,
     ScaledGemm,
@@ -53,10 +54,17 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = MappingProxyType(
             "memory_fraction": _fraction(0.7),
         },
         SoftRoofline: {
-            "floor_s": Range(3e-6, 1e-7, 1e-3),
+            "floor_s": Range(3e-6, 1e-7, 1e-3),  # fractions above 1 where the two terms add more than linearly
             "compute_fraction": _fraction(0.7, 0.005, 2.0),
             "memory_fraction": _fraction(0.7, 0.005, 20.0),
             "overlap": Range(1.0, 0.4, 12.0),
+        },
+        PackedGemm: {
+            "floor_s": Range(3e-6, 1e-7, 1e-3),
+            "compute_fraction": _fraction(0.9, 0.05, 2.0),
+            "memory_fraction": _fraction(0.9, 0.05, 2.0),
+            "packing_passes": Range(1.0, 0.02, 10.0),
+            "packing_rows": Range(3.5, 1.2, 64.0),
         },
         LatencyBandwidth: {
             "floor_s": Range(5e-6, 1e-7, 1e-3),
@@ -149,6 +157,7 @@ NAMES: Mapping[str, type[Any]] = MappingProxyType(
     {
         "three-constants": ThreeConstants,
         "soft-roofline": SoftRoofline,
+        "packed-gemm": PackedGemm,
         "latency-bandwidth": LatencyBandwidth,
         "split-k-gemm": SplitKGemm,
         "scaled-gemm": ScaledGemm,
@@ -224,4 +233,6 @@ def form_on(vendor: str, kernel: Kernel, engine: str) -> type[Any]:
         return LatencyBandwidth
     if engine == "gloo":
         return Ring
-    return form_of(kernel, engine) if vendor != "cpu" or kernel.name is KernelName.ELEMENTWISE else SoftRoofline
+    if vendor != "cpu" or kernel.name is KernelName.ELEMENTWISE:
+        return form_of(kernel, engine)
+    return PackedGemm if kernel == Kernel(KernelName.GEMM, DType.FP32) else SoftRoofline

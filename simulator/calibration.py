@@ -20,6 +20,7 @@ from .parameters import (
     LatencyBandwidth,
     LatentDecode,
     OneOrTwoShot,
+    PackedGemm,
     Ring,
     ScaledGemm,
     SoftRoofline,
@@ -41,6 +42,7 @@ class Basis(StrEnum):
 Parameters = (
     ThreeConstants
     | SoftRoofline
+    | PackedGemm
     | LatencyBandwidth
     | SplitKGemm
     | ScaledGemm

@@ -33,6 +33,16 @@ class SoftRoofline(NamedTuple):
     overlap: float
 
 
+class PackedGemm(NamedTuple):
+    """A product of a CPU library that packs weights into panels; `costs/packed_gemm.py` has the formula."""
+
+    floor_s: float
+    compute_fraction: float
+    memory_fraction: float
+    packing_passes: float  # over the weights
+    packing_rows: float  # of activations, from which weights are packed
+
+
 class LatencyBandwidth(NamedTuple):
     """T = floor + hop * log2(ranks) + traffic / (link_fraction * link bandwidth), the alpha-beta model."""
 

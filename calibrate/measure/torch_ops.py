@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import numpy as np
-
 from ...dtypes import DType
 from ...simulator.calibration import Cache
 from ...simulator.operators import NO_WINDOW, Attention, Elementwise, Gemm, Kernel, KernelName, Table
@@ -22,7 +20,7 @@ from ..timer import Run, Timing, on_cpu
 from .pool import Pool
 from .subject import Subject, table
 
-ENGINE = "torch"
+ENGINE, COPIES = "torch", "torch-copies"
 WIDTH = 4.0  # bytes of an fp32 number
 MIB = 2**20
 
@@ -189,11 +187,12 @@ Operator = Callable[[Any, Any, int, int], Run]
 class Between(TorchSubject):
     """What stands between products: `passes` are the reads and writes of a tokens x width matrix it counts as."""
 
-    name_: str = ""
+    operator: str = ""
     passes: tuple[float, float] = (1.0, 1.0)
     launches: float = 1.0
     make: Operator | None = None
     streams: bool = False  # over operands that exceed the cache, to see the memory itself
+    plain: bool = False
 
     @property
     def identity(self) -> Kernel:
@@ -203,7 +202,12 @@ class Between(TorchSubject):
     @property
     def variant(self) -> str:
         """Which operator."""
-        return self.name_
+        return self.operator
+
+    @property
+    def engine(self) -> str:
+        """Plain copies are a kernel of their own: no model's step has them, and compound operators are slower."""
+        return COPIES if self.plain else ENGINE
 
     @property
     def cache(self) -> Cache:
@@ -291,15 +295,15 @@ def _softmax(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
     return lambda _: torch.softmax(x, dim=-1)
 
 
-BETWEEN: tuple[tuple[str, tuple[float, float], float, Operator, bool], ...] = (
-    ("stream read", (1.0, 0.0), 1.0, _read, True),
-    ("stream copy", (1.0, 1.0), 1.0, _copy, True),
-    ("stream triad", (2.0, 1.0), 1.0, _triad, True),
-    ("clone", (1.0, 1.0), 1.0, _move, False),
-    ("add, rms_norm", (2.0, 2.0), 1.0, _add_norm, False),
-    ("silu, mul", (2.0, 1.0), 1.0, _swiglu, False),
-    ("rope, append", (1.0, 2.0), 2.0, _rope, False),
-    ("softmax", (1.0, 1.0), 1.0, _softmax, False),
+BETWEEN: tuple[tuple[str, tuple[float, float], float, Operator, bool, bool], ...] = (
+    ("stream read", (1.0, 0.0), 1.0, _read, True, True),
+    ("stream copy", (1.0, 1.0), 1.0, _copy, True, True),
+    ("stream triad", (2.0, 1.0), 1.0, _triad, True, True),
+    ("clone", (1.0, 1.0), 1.0, _move, False, True),
+    ("add, rms_norm", (2.0, 2.0), 1.0, _add_norm, False, False),
+    ("silu, mul", (2.0, 1.0), 1.0, _swiglu, False, False),
+    ("rope, append", (1.0, 2.0), 2.0, _rope, False, False),
+    ("softmax", (1.0, 1.0), 1.0, _softmax, False, False),
 )
 
 
@@ -307,8 +311,3 @@ def subjects(torch: Any, pool: Pool) -> list[Subject]:
     """All of torch's operators that are timed on a CPU."""
     between = [Between(torch, pool, *row) for row in BETWEEN]
     return [Linear(torch, pool), Attending(torch, pool), Attending(torch, pool, True), *between]
-
-
-def stream_bytes_per_s(whole: Elementwise, seconds: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-    """The best rate of any of some streams."""
-    return float(np.max((whole.read_bytes + whole.write_bytes) / seconds))

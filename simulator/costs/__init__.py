@@ -32,6 +32,7 @@ from ..parameters import (
     LatencyBandwidth,
     LatentDecode,
     OneOrTwoShot,
+    PackedGemm,
     Ring,
     ScaledGemm,
     SoftRoofline,
@@ -40,7 +41,7 @@ from ..parameters import (
     Streaming,
     ThreeConstants,
 )
-from . import attention, collective, convolution, copy, elementwise, experts, gemm, latent_attention
+from . import attention, collective, convolution, copy, elementwise, experts, gemm, latent_attention, packed_gemm
 from .alpha_beta import latency_bandwidth
 from .roofline import soft_roofline, three_constants
 
@@ -106,6 +107,8 @@ def terms(table: Table, d: Denominators, parameters: Parameters, cache: Cache = 
             return latency_bandwidth(crossing, ranks, d, parameters)
         case Gemm(), SplitKGemm():
             return _at_distinct(table, "m", lambda t: gemm.split_k(t, d, parameters, cache))
+        case Gemm(), PackedGemm():
+            return packed_gemm.packed(table, d, parameters)
         case Gemm(), ScaledGemm():
             return _at_distinct(table, "m", lambda t: gemm.scaled(t, d, parameters, cache))
         case Convolution(), SplitKGemm():
