@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import InputError, SurroundingsError
 from ..hwspecs.detect import System, detect
 from ..hwspecs.device import Device
+from ..simulator.operators import Gemm, KernelName
 from .machine import Machine
 from .measure import torch_ops, weights_on_cpu
 from .measure.pool import Pool, size_bytes
@@ -62,8 +68,7 @@ def cpu_bench(torch: Any, machine: Machine, quick: bool, *, host_only: bool = Fa
     if host_only or not quick:
         chosen += weights_on_cpu.subjects(torch, pool)
     linear = torch_ops.Linear(torch, pool)
-    case = next(c for c in rows_of(linear.calibration(False)) if (c.m[0], c.n[0], c.k[0]) == (SENTINEL_ROWS, 1024, 1024))
-    sentinel = Sentinel(linear, case, CPU_DRIFT)
+    sentinel = Sentinel(linear, linear.shape(SENTINEL_ROWS, 1024, 1024), CPU_DRIFT)
     pace = CPU_CASE_S if quick else CPU_FULL_CASE_S
     return Bench(machine, tuple(chosen), sentinel, pace, pool=pool)
 
@@ -126,8 +131,6 @@ def gpu_bench(
 
 def _key(device: Device) -> str:
     """The key of a listed device; of one drafted from its driver a name that files can have."""
-    import re
-
     return re.sub(r"[^a-z0-9.-]+", "-", device.key.lower()).strip("-")
 
 
@@ -135,12 +138,8 @@ def software(torch: Any, driver: str) -> Iterator[str]:
     """What times on a GPU depend on."""
     yield f"torch {torch.__version__}"
     yield f"CUDA {torch.version.cuda}"
-    try:
-        import triton
-    except ImportError:
-        pass
-    else:
-        yield f"triton {triton.__version__}"
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        yield f"triton {metadata.version('triton')}"
     if driver:
         yield f"driver {driver}"
 
@@ -149,7 +148,7 @@ def _gpu_sentinel(owns: Sequence[Subject]) -> Sentinel | None:
     """The largest product a fit sees of the first kernel that has one: what a falling clock shows in first."""
     for own in owns:
         shapes = own.calibration(True)
-        if own.identity.name.value == "gemm" and shapes is not None:
-            cases = rows_of(shapes)
-            return Sentinel(own, max(cases, key=lambda c: float(c.m[0] * c.n[0] * c.k[0])), GPU_DRIFT)  # type: ignore[attr-defined]
+        if isinstance(shapes, Gemm) and own.identity.name is KernelName.GEMM:
+            largest = int(np.argmax(shapes.m * shapes.n * shapes.k))
+            return Sentinel(own, rows_of(shapes)[largest], GPU_DRIFT)
     return None

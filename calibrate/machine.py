@@ -155,6 +155,7 @@ def draft(machine: Machine, groups: Sequence[Measurements], streams: np.ndarray[
         sm_count=fact(machine.threads),
         clock_hz=fact(machine.clock_hz),
         l2_bytes=fact(machine.cache_bytes),
+        addressable_share=Fact(1.0, "measured", Kind.ASSUMED),
         unified_memory=True,
     )
 

@@ -148,4 +148,3 @@ def matches(found: Predictions, items: Sequence[Item], steps: Sequence[StepCase]
     """Whether predictions of an earlier run speak of just these cases."""
     wanted = [(item.subject.name, " ".join(f"{k}={v:g}" for k, v in item.key[-1])) for item in items]
     return [(p.about, p.shape) for p in found.operators] == wanted and len(found.steps) == len(steps)
-

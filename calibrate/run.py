@@ -31,7 +31,7 @@ from .measure.transformer import CASES, Size, StepCase, time_steps
 from .predictions import Prediction
 from .records import Record
 from .sensors import Sensors
-from .session import SOURCE, Item, Session, Told, earlier, source_of
+from .session import SOURCE, Item, Session, Told, earlier
 from .timer import Timing
 from .validate import Points
 

@@ -1,7 +1,8 @@
 """How long one launch takes: warmed up, on operands that rotate, as a median with its 10th and 90th percentile.
 
 On a CPU each call is timed by itself. A call during which the system took a core away from this process is no
-measurement of the operator: such samples are set aside as long as enough others are left, and counted. On a GPU a CUDA
+measurement of the operator. With one thread it counts the time it had the core; with several, which wait for each
+other, it is set aside as long as enough others are left. Either way it is counted as disturbed. On a GPU a CUDA
 graph of many launches over rotating operands is replayed between two events, so that neither the host's gaps nor the
 timer's resolution enter; clocks, power, temperature and throttling are read beside it and never set (`sensors.py`).
 Whether operands are cold (they rotate through more than the last-level cache) or reused is the caller's choice and
@@ -43,10 +44,11 @@ class Timing(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """Where time comes from, and how often the system has taken a core away from this process."""
+    """Time of day, how often the system has taken a core away from this process, and the time this thread had one."""
 
     now_s: Callable[[], float]
     switches: Callable[[], int]
+    had_core_s: Callable[[], float]
 
 
 def _switches() -> int:
@@ -58,7 +60,7 @@ def _switches() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-SYSTEM_CLOCK = Clock(time.perf_counter, _switches)
+SYSTEM_CLOCK = Clock(time.perf_counter, _switches, time.thread_time)
 
 
 def summary(samples: Sequence[float], disturbed: int = 0) -> Timing:
@@ -68,7 +70,11 @@ def summary(samples: Sequence[float], disturbed: int = 0) -> Timing:
 
 
 def on_cpu(
-    run: Run, budget_s: float, clock: Clock = SYSTEM_CLOCK, before: Callable[[], object] | None = None
+    run: Run,
+    budget_s: float,
+    threads: int,
+    before: Callable[[], object] | None = None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Timing:
     """Time single calls until the budget is spent: at least five undisturbed ones, sixty at most.
 
@@ -78,22 +84,27 @@ def on_cpu(
         run(i)
     clean: list[float] = []
     disturbed: list[float] = []
+    lost = 0
     began = clock.now_s()
     while len(clean) + len(disturbed) < MOST_SAMPLES:
         if before is not None:
             before()
-        switches, start = clock.switches(), clock.now_s()
+        switches, had_s, start_s = clock.switches(), clock.had_core_s(), clock.now_s()
         run(WARM_UPS + len(clean) + len(disturbed))
-        took = clock.now_s() - start
-        (disturbed if clock.switches() > switches else clean).append(took)
+        took, had_s = clock.now_s() - start_s, clock.had_core_s() - had_s
+        if clock.switches() == switches:
+            clean.append(took)
+        else:
+            lost += 1
+            (clean if threads == 1 else disturbed).append(had_s if threads == 1 else took)
         spent = clock.now_s() - began
         if len(clean) >= LEAST_SAMPLES and spent >= budget_s:
             break
         if len(clean) + len(disturbed) >= LEAST_SAMPLES and spent >= PATIENCE * budget_s:
             break
     if len(clean) >= LEAST_UNDISTURBED:
-        return summary(clean, len(disturbed))
-    return summary(clean + disturbed, len(disturbed))
+        return summary(clean, lost)
+    return summary(clean + disturbed, lost)
 
 
 def launches_of(sets: int, launch_s: float) -> int:

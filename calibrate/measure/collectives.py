@@ -29,7 +29,10 @@ FIT_BYTES = (8 * KIB, 32 * KIB, 128 * KIB, 512 * KIB, 2 * MIB, 8 * MIB, 32 * MIB
 FULL_BYTES = (2 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 128 * MIB, 512 * MIB)
 HELD_BYTES = (24 * KIB, 96 * KIB, 768 * KIB, 3 * MIB, 12 * MIB)
 NAMES = (KernelName.ALL_REDUCE, KernelName.ALL_GATHER, KernelName.REDUCE_SCATTER, KernelName.ALL_TO_ALL)
-GLOO_NAMES = (KernelName.ALL_REDUCE, KernelName.ALL_GATHER)  # gloo has no reduce-scatter, and no all-to-all of one buffer
+GLOO_NAMES = (
+    KernelName.ALL_REDUCE,
+    KernelName.ALL_GATHER,
+)  # gloo has no reduce-scatter, and no all-to-all of one buffer
 START_S = 300.0  # after which a start that hangs is given up
 REPEATS = 20
 

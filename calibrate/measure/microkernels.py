@@ -100,11 +100,13 @@ class Own(Subject):
 
     def calibration(self, quick: bool) -> Table:
         """The kernel's own shapes."""
-        return self.kernel.calibration(quick)
+        shapes: Table = self.kernel.calibration(quick)
+        return shapes
 
     def held_out(self, quick: bool) -> Table:
         """The kernel's own shapes."""
-        return self.kernel.held_out()
+        shapes: Table = self.kernel.held_out()
+        return shapes
 
     def time(self, case: Table, budget_s: float) -> Timing:
         """Launches from a graph over rotating operands."""
@@ -183,7 +185,9 @@ class Library(Subject):
     def time(self, case: Table, budget_s: float) -> Timing:
         """As our kernel, on the same kind of operands."""
         sets, kernel = self.own.operands(case), self.own.kernel
-        return on_gpu(self.own.device.torch, lambda i: kernel.library(sets[i]), len(sets), self.own.busy_s(case, budget_s))
+        return on_gpu(
+            self.own.device.torch, lambda i: kernel.library(sets[i]), len(sets), self.own.busy_s(case, budget_s)
+        )
 
 
 def own_kernels(device: Device) -> list[Own]:

@@ -17,6 +17,7 @@ from ...dtypes import DType
 from ...simulator.calibration import Cache
 from ...simulator.operators import NO_WINDOW, Attention, Elementwise, Gemm, Kernel, KernelName, Table
 from ..timer import Run, Timing, on_cpu
+from . import pieces
 from .pool import Pool
 from .subject import Subject, table
 
@@ -38,6 +39,8 @@ FIT_CONTEXTS = ((1, 32), (1, 256), (1, 2048), (4, 64), (4, 512), (16, 32), (16, 
 HELD_CONTEXTS = ((1, 128), (2, 700), (8, 160), (12, 384), (24, 48))
 FIT_TOKENS = ((1, 512), (1, 1024), (4, 1024), (16, 512), (32, 1024), (64, 512), (128, 1024), (512, 512), (512, 1024))
 HELD_TOKENS = ((1, 768), (6, 768), (24, 1280), (96, 768), (200, 768), (384, 1280))
+HEAD_DIM = 64  # of heads whose rotary embedding is timed
+DECODED = 32  # tokens up to which they are taken for one of each sequence
 STREAM_BYTES = (128 * MIB, 64 * MIB)
 
 
@@ -47,6 +50,11 @@ class TorchSubject(Subject):
 
     torch: Any
     pool: Pool
+
+    @property
+    def follows(self) -> bool:
+        """Whether it follows a product in a step."""
+        return False
 
     @property
     def engine(self) -> str:
@@ -63,8 +71,9 @@ class TorchSubject(Subject):
         """Operands of the shape, in what launches it once."""
 
     def time(self, case: Table, budget_s: float) -> Timing:
-        """Single calls, on the threads torch was given."""
-        return on_cpu(self.launch(case), budget_s)
+        """Single calls, on the threads torch was given, after weights have passed by as they do in a step."""
+        threads = int(self.torch.get_num_threads())
+        return on_cpu(self.launch(case), budget_s, threads, self.pool.pass_by if self.follows else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +105,10 @@ class Linear(TorchSubject):
             few = [HELD_WEIGHTS[(2 * i + j) % len(HELD_WEIGHTS)] for j in range(2)]
             shapes += [(m, n, k) for n, k in (few if quick else HELD_WEIGHTS)]
         return self._table(shapes)
+
+    def shape(self, m: int, n: int, k: int) -> Gemm:
+        """One product."""
+        return self._table([(m, n, k)])
 
     def _table(self, shapes: list[tuple[int, int, int]]) -> Gemm:
         m, n, k = (list(map(float, column)) for column in zip(*shapes, strict=True))
@@ -136,6 +149,11 @@ class Attending(TorchSubject):
         return "scaled_dot_product_attention"
 
     @property
+    def follows(self) -> bool:
+        """It does."""
+        return True
+
+    @property
     def cache(self) -> Cache:
         """A prompt's keys were just made; a long context is read from memory."""
         return Cache.COLD if self.decoding else Cache.REUSED
@@ -169,7 +187,8 @@ class Attending(TorchSubject):
         """Queries at hand; keys and values of a context from the pool, those of a prompt at hand too."""
         assert isinstance(case, Attention)
         b, new, total, heads, kv, dim = (
-            int(c[0]) for c in (case.sequences, case.new_tokens, case.kv_tokens, case.heads, case.kv_heads, case.head_dim)
+            int(c[0])
+            for c in (case.sequences, case.new_tokens, case.kv_tokens, case.heads, case.kv_heads, case.head_dim)
         )
         attend, pool = self.torch.nn.functional.scaled_dot_product_attention, self.pool
         q = pool.take(b, heads, new, dim).clone()
@@ -205,6 +224,11 @@ class Between(TorchSubject):
         return self.operator
 
     @property
+    def follows(self) -> bool:
+        """Compound operators do; copies are timed by themselves."""
+        return not self.plain
+
+    @property
     def engine(self) -> str:
         """Plain copies are a kernel of their own: no model's step has them, and compound operators are slower."""
         return COPIES if self.plain else ENGINE
@@ -233,7 +257,7 @@ class Between(TorchSubject):
     def launch(self, case: Table) -> Run:
         """Operands of the tokens and width whose bytes the case has."""
         assert isinstance(case, Elementwise) and self.make is not None
-        count = int(round(float(case.read_bytes[0] + case.write_bytes[0]) / WIDTH / sum(self.passes)))
+        count = round(float(case.read_bytes[0] + case.write_bytes[0]) / WIDTH / sum(self.passes))
         shapes = [] if self.streams else [*FIT_TOKENS, *HELD_TOKENS]
         tokens, width = next(((t, w) for t, w in shapes if t * w == count), (1, count))
         return self.make(self.torch, self.pool, tokens, width)
@@ -260,34 +284,23 @@ def _move(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
 
 def _add_norm(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
     x, r, weight = pool.take(tokens, width).clone(), pool.take(tokens, width).clone(), pool.take(width).clone()
-    norm = torch.nn.functional.rms_norm
-    return lambda _: norm(x + r, (width,), weight, 1e-6)
+    return lambda _: pieces.add_norm(torch, x, r, weight)
 
 
-def _swiglu(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
-    both, silu = pool.take(tokens, 2 * width).clone(), torch.nn.functional.silu
-
-    def run(_: int) -> object:
-        gate, up = both.chunk(2, dim=-1)
-        return silu(gate) * up
-
-    return run
+def _gated(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
+    both = pool.take(tokens, 2 * width).clone()
+    return lambda _: pieces.gated(torch, both)
 
 
 def _rope(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
-    """Rotate heads of 64 in halves, and append as many numbers to a cache."""
-    x, heads = pool.take(tokens, width).clone(), max(1, width // 64)
-    x = x.view(tokens, heads, width // heads)
-    cos, sin = (pool.take(tokens, 1, width // heads).clone() for _ in range(2))
-    kept = torch.empty_like(x)
-
-    def run(_: int) -> object:
-        first, second = x.chunk(2, dim=-1)
-        rotated = x * cos + torch.cat((-second, first), dim=-1) * sin
-        kept.copy_(x)
-        return rotated
-
-    return run
+    """Heads of 64, two to each pair of keys and values; few tokens are one of each sequence, many are a prompt."""
+    heads = max(2, width // HEAD_DIM // 2)
+    kv = heads // 2
+    batch, new = (tokens, 1) if tokens <= DECODED else (1, tokens)
+    made = pool.take(batch, new, (heads + 2 * kv) * HEAD_DIM).clone()
+    tables = pool.take(new, HEAD_DIM).clone(), pool.take(new, HEAD_DIM).clone()
+    caches = pool.take(batch, kv, new, HEAD_DIM).clone(), pool.take(batch, kv, new, HEAD_DIM).clone()
+    return lambda _: pieces.rope_and_append(torch, made, (heads, kv), tables, caches, slice(0, new))
 
 
 def _softmax(torch: Any, pool: Pool, tokens: int, width: int) -> Run:
@@ -301,8 +314,8 @@ BETWEEN: tuple[tuple[str, tuple[float, float], float, Operator, bool, bool], ...
     ("stream triad", (2.0, 1.0), 1.0, _triad, True, True),
     ("clone", (1.0, 1.0), 1.0, _move, False, True),
     ("add, rms_norm", (2.0, 2.0), 1.0, _add_norm, False, False),
-    ("silu, mul", (2.0, 1.0), 1.0, _swiglu, False, False),
-    ("rope, append", (1.0, 2.0), 2.0, _rope, False, False),
+    ("silu, mul", (2.0, 1.0), 1.0, _gated, False, False),
+    ("rope, append", (1.0, 1.5), 2.0, _rope, False, False),
     ("softmax", (1.0, 1.0), 1.0, _softmax, False, False),
 )
 

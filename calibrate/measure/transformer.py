@@ -7,12 +7,14 @@ from memory, as those of a model larger than the cache do.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from ...simulator.scenario import Phase, Step
 from ...simulator.workload.hf import parse_config
 from ...simulator.workload.model import Model
 from ..timer import Timing, on_cpu
+from . import pieces
 from .pool import Pool
 
 
@@ -119,45 +121,46 @@ class Transformer:
 
     def run(self, case: StepCase, tokens: Any) -> Any:
         """One step on (sequences, new) token numbers; the next token of each sequence."""
-        nn, size = self._torch.nn.functional, self._size
-        positions = slice(case.past, case.past + case.tokens)
-        shape = (size.hidden,)
-        x = nn.embedding(tokens, self._embed)
-        residual = self._torch.zeros_like(x)
+        torch, linear = self._torch, self._torch.nn.functional.linear
+        x = torch.nn.functional.embedding(tokens, self._embed)
+        residual = torch.zeros_like(x)
         for index, layer in enumerate(self._layers):
-            residual = residual + x
-            made = nn.linear(nn.rms_norm(residual, shape, layer.norm, 1e-6), layer.qkv)
-            x = residual + nn.linear(self._attention(index, made, case, positions), layer.out)
-            residual = x
-            gate, up = nn.linear(nn.rms_norm(x, shape, layer.ffn_norm, 1e-6), layer.gate_up).chunk(2, dim=-1)
-            x = nn.linear(nn.silu(gate) * up, layer.down)
-        last = nn.rms_norm(residual + x, shape, self._norm, 1e-6)[:, -1]
-        logits = nn.linear(last, self._head).clone()
-        return self._torch.softmax(logits, dim=-1).argmax(dim=-1)
+            residual, normed = pieces.add_norm(torch, x, residual, layer.norm)
+            x = linear(self._attention(index, linear(normed, layer.qkv), case), layer.out)
+            residual, normed = pieces.add_norm(torch, x, residual, layer.ffn_norm)
+            x = linear(pieces.gated(torch, linear(normed, layer.gate_up)), layer.down)
+        _, last = pieces.add_norm(torch, x, residual, self._norm)
+        logits = linear(last[:, -1], self._head).clone()
+        return torch.softmax(logits, dim=-1).argmax(dim=-1)
 
-    def _attention(self, index: int, made: Any, case: StepCase, positions: slice) -> Any:
-        size = self._size
-        parts = made.view(case.sequences, case.tokens, -1, size.head_dim).transpose(1, 2)
-        q, k, v = parts.split([size.heads, size.kv_heads, size.kv_heads], dim=1)
-        keys, values = (cache[index, : case.sequences] for cache in (self._keys, self._values))
-        keys[:, :, positions], values[:, :, positions] = self._rotated(k, positions), v
-        q, end = self._rotated(q, positions), positions.stop
-        attended = self._torch.nn.functional.scaled_dot_product_attention(
-            q, keys[:, :, :end], values[:, :, :end], is_causal=case.phase is Phase.PREFILL, enable_gqa=True
+    def _attention(self, index: int, made: Any, case: StepCase) -> Any:
+        torch, size, end = self._torch, self._size, case.past + case.tokens
+        caches = self._keys[index, : case.sequences], self._values[index, : case.sequences]
+        tables, heads = (self._cos, self._sin), (size.heads, size.kv_heads)
+        q = pieces.rope_and_append(torch, made, heads, tables, caches, slice(case.past, end))
+        keys, values = (cache[:, :, :end] for cache in caches)
+        attended = torch.nn.functional.scaled_dot_product_attention(
+            q, keys, values, is_causal=case.phase is Phase.PREFILL, enable_gqa=True
         )
         return attended.transpose(1, 2).reshape(case.sequences, case.tokens, -1)
 
-    def _rotated(self, x: Any, positions: slice) -> Any:
-        first, second = x.chunk(2, dim=-1)
-        return x * self._cos[positions] + self._torch.cat((-second, first), dim=-1) * self._sin[positions]
+
+def _tokens(torch: Any, size: Size, case: StepCase) -> Any:
+    return torch.arange(case.sequences * case.tokens).view(case.sequences, case.tokens) % size.vocab
+
+
+def _run(made: Transformer, case: StepCase, tokens: Any, _: int) -> object:
+    return made.run(case, tokens)
 
 
 def time_steps(torch: Any, size: Size, cases: tuple[StepCase, ...], pool: Pool, budget_s: float) -> list[Timing]:
     """Time every case; before each step the pool is read, which leaves nothing of the weights in the caches."""
     made = Transformer(torch, size, max(case.sequences for case in cases))
-    timings = []
+    timings, threads = [], int(torch.get_num_threads())
     with torch.inference_mode():
+        for case in cases:  # memory is handed out, code is loaded
+            made.run(case, _tokens(torch, size, case))
         for case in cases:
-            tokens = torch.arange(case.sequences * case.tokens).view(case.sequences, case.tokens) % size.vocab
-            timings.append(on_cpu(lambda _, c=case, t=tokens: made.run(c, t), budget_s, before=pool.sweep))  # type: ignore[misc]
+            tokens = _tokens(torch, size, case)
+            timings.append(on_cpu(partial(_run, made, case, tokens), budget_s, threads, pool.sweep))
     return timings

@@ -61,8 +61,10 @@ def is_no(answer: Answer | CatalogueAnswer) -> bool:
             return not bool((verdict.codes != verdict.names.index("no")).any())
         case ExplainAnswer():
             return False
-    from ..catalogue import LintReport, Validation
+    from ..catalogue import CalibrationReport, LintReport, Validation
 
+    if isinstance(answer, CalibrationReport):
+        return not all(gate.held for gate in answer.gates)
     if isinstance(answer, Validation):
         return not all(bound.held for bound in answer.bounds)
     return isinstance(answer, LintReport) and bool(answer.findings)
