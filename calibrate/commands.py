@@ -1,4 +1,4 @@
-"""The commands about measurements, `records ...`, `validate`, `calibrate` and `doctor`: put on the command line's app, loaded when called."""
+"""The commands about measurements and about this machine: put on the command line's app, loaded when called."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -37,7 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object (its s
 def register(
     app: typer.Typer, group: Callable[..., typer.Typer], examples: Callable[..., str], show: Callable[..., None]
 ) -> None:
-    """Put `records`, `validate`, `calibrate` and `doctor` on the app; `group`, `examples` and `show` are the command line's own."""
+    """Put the commands on the app; `group`, `examples` and `show` are the command line's own."""
     validate_command.register(app, examples, show)
     device_command.register(app, examples, show)
     records = group("Measurements: bring them in, check them, list their columns.")

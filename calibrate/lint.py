@@ -18,7 +18,7 @@ from ..hwspecs.lint import Finding
 from ..hwspecs.load import load, names
 from ..simulator.costs import work
 from ..simulator.estimate import Array
-from ..simulator.operators import Collective, Copy, Elementwise
+from ..simulator.operators import Collective, Copy, Elementwise, KernelName
 from ..units import format_seconds
 from .columns import FRACTIONS, TEXTS, filled
 from .records import Measurements, Record, closest, read_text, rows, tables

@@ -122,7 +122,7 @@ def _cache_bytes(system: System) -> float | None:
 
 
 def draft(machine: Machine, groups: Sequence[Measurements], streams: np.ndarray[Any, np.dtype[np.bool_]]) -> Device:
-    """The CPU as a device, from its fitted measurements; `streams` marks those of elementwise rows over memory alone."""
+    """The CPU as a device, from its measurements; `streams` marks elementwise rows over memory alone."""
     flops, rates = 0.0, 0.0
     for table, seconds, rows in groups:
         amount = work(table)

@@ -126,7 +126,7 @@ class Own(Subject):
         return max(budget_s, HEAVY_S) if float(self.kernel.flops(case)[0]) > HEAVY_FLOPS else budget_s
 
     def failure(self) -> str | None:
-        """What is wrong with the kernel on this device, by its smallest and its median shape; None where it is right."""
+        """What is wrong with the kernel here, by its smallest and its median shape; None where it is right."""
         from ...kernels.check import verify
 
         if self.kernel.least_capability > self.device.capability:

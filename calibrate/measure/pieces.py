@@ -1,4 +1,4 @@
-"""What stands between the products of a transformer in torch: timed alone by `torch_ops`, run in steps by `transformer`."""
+"""What stands between the products of a transformer in torch: timed alone, and run in the steps of one."""
 
 from __future__ import annotations
 
