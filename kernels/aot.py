@@ -51,7 +51,11 @@ class Signature(NamedTuple):
 def signature(call: Call) -> Signature:
     """The specialisation a launch on a device would choose: 1 is a constant, multiples of 16 are known to be."""
     types, constants, aligned = [], dict(call.constants), []
+    general = {parameter.name for parameter in call.function.params if parameter.do_not_specialize}
     for name, value in call.arguments.items():
+        if name in general:
+            types.append((name, _type(value)))
+            continue
         if isinstance(value, int) and value == 1:
             constants[name] = 1
             continue

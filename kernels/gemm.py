@@ -58,7 +58,7 @@ class Tile(NamedTuple):
 
 LARGE = Tile(128, 256, 64, 8, 3)
 MIDDLE = Tile(128, 128, 64, 8, 4)
-SMALL_TILES = (Tile(16, 64, 128, 4, 5), Tile(32, 64, 128, 4, 4), Tile(64, 64, 128, 4, 4), Tile(64, 128, 64, 4, 4))
+SMALL_TILES = (Tile(16, 64, 128, 4, 5), Tile(32, 64, 64, 4, 6), Tile(64, 64, 128, 4, 4), Tile(64, 128, 64, 4, 4))
 
 
 def tile_of(m: int, n: int, element_bytes: int, multiprocessor_count: int = H200_MULTIPROCESSORS) -> Tile:
@@ -224,7 +224,6 @@ class MatrixProduct(Microkernel[Gemm, GemmInputs]):
         if self.form is Variant.PLAIN:
             return (Call(descriptor_gemm, (tiles,), described | arguments, constants, tile.warps, tile.stages),)
         programs = min(tiles, multiprocessors(a))
-        constants["PROGRAMS"] = programs
         return (Call(persistent_gemm, (programs,), described | arguments, constants, tile.warps, tile.stages),)
 
     def outputs(self, inputs: GemmInputs) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 c = scale a b^T with a (m, k) and b (n, k), both contiguous along k, as linear layers store them. Tiles are numbered so
 that neighbours in time share rows of b: GROUP rows of tiles are walked column by column (L2 grouping).
+The number of rows is not specialised on: one compiled kernel serves every m.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def tile_product(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def pointer_gemm(
     a,
     b,
@@ -86,7 +87,7 @@ def pointer_gemm(
     tl.store(out, (total.to(tl.float32) * scale).to(c.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def split_gemm(
     a,
     b,
@@ -148,7 +149,7 @@ def descriptor_product(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def descriptor_gemm(
     a,
     b,
@@ -173,7 +174,7 @@ def descriptor_gemm(
     c.store([row * BM, column * BN + BN // 2], right.to(c.dtype))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def persistent_gemm(
     a,
     b,
@@ -182,7 +183,6 @@ def persistent_gemm(
     n,
     k,
     scale,
-    PROGRAMS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -190,9 +190,9 @@ def persistent_gemm(
     ACCUMULATOR: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """As many programs as multiprocessors, each with every PROGRAMS-th tile: loads of a tile overlap stores before."""
+    """As many programs as multiprocessors, each with every such tile: loads of a tile overlap stores before."""
     tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
-    for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         row, column = place(tile, m, n, BM, BN, GROUP)
         total = descriptor_product(a, b, row, column, k, BM, BN, BK, ACCUMULATOR, UPCAST)
         halves = tl.permute(tl.reshape(total.to(tl.float32) * scale, (BM, 2, BN // 2)), (0, 2, 1))
