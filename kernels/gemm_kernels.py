@@ -41,11 +41,11 @@ def tile_product(
     UPCAST: tl.constexpr,
 ):
     """One tile of a b^T over k from `begin` to `end`, through pointers; rows past the edges repeat the last ones."""
-    rows = tl.minimum(row * BM + tl.arange(0, BM), m - 1).to(tl.int64)
-    columns = tl.minimum(column * BN + tl.arange(0, BN), n - 1).to(tl.int64)
+    rows = tl.minimum(tl.arange(0, BM), m - 1 - row * BM)  # offsets inside a tile fit 32 bits
+    columns = tl.minimum(tl.arange(0, BN), n - 1 - column * BN)
     depth = tl.arange(0, BK)
-    a_tile = a + rows[:, None] * k + (begin + depth)[None, :]
-    b_tile = b + columns[None, :] * k + (begin + depth)[:, None]
+    a_tile = a + row.to(tl.int64) * BM * k + begin + rows[:, None] * k + depth[None, :]
+    b_tile = b + column.to(tl.int64) * BN * k + begin + columns[None, :] * k + depth[:, None]
     total = tl.zeros((BM, BN), ACCUMULATOR)
     for at in range(begin, end, BK):
         if EVEN_K:

@@ -209,7 +209,7 @@ class WeightOnlyGemv(Microkernel[Gemm, WeightOnlyInputs]):
     def held_out(self) -> Gemm:
         """Layers of three models and seeded random shapes."""
         found = named_shapes((1,))
-        drawn = zip(log_uniform(5, 8, 512, 40000, 8), log_uniform(6, 8, 1024, 20000, GROUP), strict=True)
+        drawn = zip(log_uniform(5, 8, 512, 40000, 16), log_uniform(6, 8, 1024, 20000, GROUP), strict=True)
         found += [(f"1 x {n} x {k}", (1, n, k)) for n, k in drawn]
         return weight_only_table(self.dtype, [shape for _, shape in found], [f"{HELD_OUT}: {name}" for name, _ in found])
 
