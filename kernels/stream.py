@@ -114,7 +114,7 @@ class Stream(RowKernel[StreamInputs]):
         out = source.empty(rows, dtype=torch.float32) if read else source.empty(rows * BLOCK)
         return StreamInputs(a, b, out)
 
-    def calls(self, inputs: StreamInputs) -> tuple[Call, ...]:
+    def calls(self, inputs: StreamInputs, capability: int) -> tuple[Call, ...]:
         """One program a block."""
         out, block = inputs.out, {"BLOCK": BLOCK}
         grid = (out.numel() if self.pattern is Pattern.READ else out.numel() // BLOCK,)

@@ -185,7 +185,7 @@ class WeightOnlyGemm(Microkernel[Gemm, WeightOnlyInputs]):
         partial = source.empty(splits, m, n, dtype=torch.float32) if splits > 1 else None
         return WeightOnlyInputs(source.normal(m, k), stored, scales, source.empty(m, n), partial)
 
-    def calls(self, inputs: WeightOnlyInputs) -> tuple[Call, ...]:
+    def calls(self, inputs: WeightOnlyInputs, capability: int) -> tuple[Call, ...]:
         """One launch, and another that adds up where k is split."""
         a, stored, scales, c, partial = inputs
         (m, k), n = a.shape, len(stored)
