@@ -43,9 +43,7 @@ class Source:
             return values.mul_(32.0).clamp_(-127, 127).to(dtype)
         return values if drawn == dtype else values.to(dtype)
 
-    def uniform(
-        self, *shape: int, low: float, high: float, dtype: torch.dtype = torch.bfloat16
-    ) -> Tensor:
+    def uniform(self, *shape: int, low: float, high: float, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """Uniform random numbers."""
         if self.device == "meta":
             return self.empty(*shape, dtype=dtype)

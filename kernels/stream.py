@@ -1,9 +1,9 @@
 """Streaming through memory: read (a sum), copy, write and scale-add, the patterns whose bandwidths differ.
 
-    read       s_b = sum of block b of x           2 bytes in an element, 4 out a block
-    copy       y = x                               2 in, 2 out
-    write      y = c                               2 out
-    scale-add  y = a + c b                         4 in, 2 out
+read       s_b = sum of block b of x           2 bytes in an element, 4 out a block
+copy       y = x                               2 in, 2 out
+write      y = c                               2 out
+scale-add  y = a + c b                         4 in, 2 out
 """
 
 from __future__ import annotations

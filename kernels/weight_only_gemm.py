@@ -168,7 +168,9 @@ class WeightOnlyGemm(Microkernel[Gemm, WeightOnlyInputs]):
             strict=True,
         )
         found += [(f"{m} x {n} x {k}", (m, n, k)) for m, n, k in drawn]
-        return weight_only_table(self.dtype, [shape for _, shape in found], [f"{HELD_OUT}: {name}" for name, _ in found])
+        return weight_only_table(
+            self.dtype, [shape for _, shape in found], [f"{HELD_OUT}: {name}" for name, _ in found]
+        )
 
     def small(self) -> Gemm:
         """Rows and columns that fill no tile."""

@@ -211,7 +211,9 @@ class WeightOnlyGemv(Microkernel[Gemm, WeightOnlyInputs]):
         found = named_shapes((1,))
         drawn = zip(log_uniform(5, 8, 512, 40000, 16), log_uniform(6, 8, 1024, 20000, GROUP), strict=True)
         found += [(f"1 x {n} x {k}", (1, n, k)) for n, k in drawn]
-        return weight_only_table(self.dtype, [shape for _, shape in found], [f"{HELD_OUT}: {name}" for name, _ in found])
+        return weight_only_table(
+            self.dtype, [shape for _, shape in found], [f"{HELD_OUT}: {name}" for name, _ in found]
+        )
 
     def small(self) -> Gemm:
         """Rows of the weight that fill no program, groups that fill no step."""
