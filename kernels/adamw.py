@@ -79,7 +79,7 @@ class AdamW(RowKernel[AdamInputs]):
         v = source.uniform(size, low=0.5, high=2.0, dtype=torch.float32)
         return AdamInputs(p, g, m, v, *(source.empty(size, dtype=torch.float32) for _ in range(3)))
 
-    def calls(self, inputs: AdamInputs) -> tuple[Call, ...]:
+    def calls(self, inputs: AdamInputs, capability: int) -> tuple[Call, ...]:
         """One program a block."""
         scalars = {
             "rate": RATE,

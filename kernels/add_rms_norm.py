@@ -69,7 +69,7 @@ class AddRmsNorm(RowKernel[NormInputs]):
         x, residual, weight = source.normal(*shape), source.normal(*shape), source.normal(self.width)
         return NormInputs(x, residual, weight, source.empty(*shape), source.empty(*shape))
 
-    def calls(self, inputs: NormInputs) -> tuple[Call, ...]:
+    def calls(self, inputs: NormInputs, capability: int) -> tuple[Call, ...]:
         """One program a row."""
         constants = {"WIDTH": self.width, "BLOCK": power_of_two(self.width)}
         arguments = inputs._asdict() | {"epsilon": EPSILON}

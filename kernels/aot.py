@@ -51,7 +51,11 @@ class Signature(NamedTuple):
 def signature(call: Call) -> Signature:
     """The specialisation a launch on a device would choose: 1 is a constant, multiples of 16 are known to be."""
     types, constants, aligned = [], dict(call.constants), []
+    general = {parameter.name for parameter in call.function.params if parameter.do_not_specialize}
     for name, value in call.arguments.items():
+        if name in general:
+            types.append((name, _type(value)))
+            continue
         if isinstance(value, int) and value == 1:
             constants[name] = 1
             continue
@@ -104,13 +108,13 @@ def _compiled(wanted: Signature, capability: int) -> Compiled:
     return Compiled(kernel, resources.of(kernel, capability))
 
 
-def distinct(kernel: Microkernel[Any, Any], quick: bool = True) -> Iterator[tuple[str, Call]]:
+def distinct(kernel: Microkernel[Any, Any], capability: int, quick: bool = True) -> Iterator[tuple[str, Call]]:
     """Label and launch of every specialisation that calibration and judging need."""
     seen: set[Signature] = set()
     for table in (kernel.calibration(quick), kernel.held_out()):
         for row, label in enumerate(table.label):
             case = table.take([row])
-            for call in kernel.calls(kernel.make(case, "meta", 0)):
+            for call in kernel.calls(kernel.make(case, "meta", 0), capability):
                 key = signature(call)
                 if key not in seen:
                     seen.add(key)
@@ -122,7 +126,7 @@ def main() -> None:
     module, capability = sys.argv[1], int(sys.argv[2])
     for kernel in registry.load(module):
         if kernel.least_capability <= capability:
-            for label, call in distinct(kernel):
+            for label, call in distinct(kernel, capability):
                 used = compiled(call, capability).resources
                 what = {"kernel": kernel.name, "case": label, "function": call.function.__name__}
                 print(json.dumps(what | {"warps": call.warps, "programs": call.programs} | used._asdict()), flush=True)

@@ -73,7 +73,7 @@ class CrossEntropy(RowKernel[EntropyInputs]):
         target = source.integers(rows, low=0, high=self.vocabulary)
         return EntropyInputs(source.normal(rows, self.vocabulary), target, source.empty(rows, dtype=torch.float32))
 
-    def calls(self, inputs: EntropyInputs) -> tuple[Call, ...]:
+    def calls(self, inputs: EntropyInputs, capability: int) -> tuple[Call, ...]:
         """One program a row."""
         constants = {"VOCABULARY": self.vocabulary, "CHUNK": CHUNK}
         return (Call(_cross_entropy, (len(inputs.loss),), inputs._asdict(), constants, warps=16),)

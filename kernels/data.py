@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from ..dtypes import DType
+from .microkernel import HOPPER
 
 FP8_LARGEST = 448.0  # of e4m3
 FORMATS = {
@@ -42,9 +43,7 @@ class Source:
             return values.mul_(32.0).clamp_(-127, 127).to(dtype)
         return values if drawn == dtype else values.to(dtype)
 
-    def uniform(
-        self, *shape: int, low: float, high: float, dtype: torch.dtype = torch.bfloat16
-    ) -> Tensor:
+    def uniform(self, *shape: int, low: float, high: float, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         """Uniform random numbers."""
         if self.device == "meta":
             return self.empty(*shape, dtype=dtype)
@@ -73,6 +72,17 @@ def interpreted() -> bool:
 @cache
 def _multiprocessors(index: int | None) -> int:
     return int(torch.cuda.get_device_properties(index).multi_processor_count)
+
+
+@cache
+def _capability(index: int | None) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+def capability_of(tensor: Tensor) -> int:
+    """Ten times the compute capability of the tensor's device; Hopper's, interpreted, where it is on none."""
+    return _capability(tensor.device.index) if tensor.is_cuda else HOPPER
 
 
 def multiprocessors(tensor: Tensor) -> int:

@@ -86,7 +86,7 @@ class Dequantise(RowKernel[DequantiseInputs]):
         scales = source.uniform(rows, self.k // GROUP, low=SCALE / 2, high=SCALE)
         return DequantiseInputs(stored, scales, source.empty(rows, self.k))
 
-    def calls(self, inputs: DequantiseInputs) -> tuple[Call, ...]:
+    def calls(self, inputs: DequantiseInputs, capability: int) -> tuple[Call, ...]:
         """Programs of `GROUPS` groups."""
         constants = {"FOUR_BITS": self.stored is DType.INT4, "GROUPS": GROUPS, "WORDS": WORDS, "GROUP": GROUP}
         grid = (inputs.scales.numel() // GROUPS,)

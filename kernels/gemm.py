@@ -3,7 +3,7 @@
 2 m n k FLOPs; a and b once and c, in 2 bytes an element, once. The tile follows from m and the number of tiles alone
 (`tile_of`), never from a trial, so that the model knows it:
 
-    plain       one tile a program; operands through tensor descriptors where rows are 16-byte aligned, else pointers
+    plain       one tile a program; operands through tensor descriptors on Hopper where rows are 16-byte aligned
     split-k     k cut into S ranges, fp32 (int8: int32) partial results (S, m, n), added up by a second launch
     persistent  as many programs as multiprocessors, each with every such tile
 
@@ -28,7 +28,7 @@ from ..simulator.estimate import Array
 from ..simulator.operators import Gemm, Kernel, KernelName
 from .data import FORMATS, H200_MULTIPROCESSORS, Source, blocks, interpreted, multiprocessors
 from .gemm_kernels import add_partials, descriptor_gemm, persistent_gemm, pointer_gemm, split_gemm
-from .microkernel import Call, Microkernel
+from .microkernel import HOPPER, Call, Microkernel
 from .shapes import NAMED
 from .tables import CALIBRATION, HELD_OUT, SMALL, log_uniform, only, table_of
 
@@ -58,7 +58,7 @@ class Tile(NamedTuple):
 
 LARGE = Tile(128, 256, 64, 8, 3)
 MIDDLE = Tile(128, 128, 64, 8, 4)
-SMALL_TILES = (Tile(16, 64, 128, 4, 5), Tile(32, 64, 128, 4, 4), Tile(64, 64, 128, 4, 4), Tile(64, 128, 64, 4, 4))
+SMALL_TILES = (Tile(16, 64, 128, 4, 5), Tile(32, 64, 64, 4, 6), Tile(64, 64, 64, 4, 5), Tile(64, 128, 64, 4, 4))
 
 
 def tile_of(m: int, n: int, element_bytes: int, multiprocessor_count: int = H200_MULTIPROCESSORS) -> Tile:
@@ -120,8 +120,8 @@ class MatrixProduct(Microkernel[Gemm, GemmInputs]):
 
     @property
     def least_capability(self) -> int:
-        """8.9 for fp8."""
-        return 89 if self.dtype is DType.FP8 else 80
+        """8.9 for fp8; 9.0 for persistent programs, whose point is what tensor descriptors overlap."""
+        return HOPPER if self.form is Variant.PERSISTENT else 89 if self.dtype is DType.FP8 else 80
 
     def table(self, shapes: Sequence[Shape], label: str | Sequence[str]) -> Gemm:
         """Cases of these (m, n, k)."""
@@ -185,7 +185,7 @@ class MatrixProduct(Microkernel[Gemm, GemmInputs]):
         unit = 32.0**2 if self.dtype is DType.INT8 else 1.0
         return GemmInputs(a, b, c, float(k) ** -0.5 / unit, partial)
 
-    def calls(self, inputs: GemmInputs) -> tuple[Call, ...]:
+    def calls(self, inputs: GemmInputs, capability: int) -> tuple[Call, ...]:
         """One launch, and for split k another that adds up."""
         a, b, c, scale, partial = inputs
         (m, k), n = a.shape, len(b)
@@ -212,7 +212,7 @@ class MatrixProduct(Microkernel[Gemm, GemmInputs]):
                 Call(split_gemm, grid, pointers | arguments, constants | even, **launch),
                 Call(add_partials, (blocks(m * n, REDUCTION_BLOCK),), adding, reduction),
             )
-        if not descriptors_fit(inputs, tile):
+        if capability < HOPPER or not descriptors_fit(inputs, tile):
             even, pointers = {"EVEN_K": k % tile.k == 0}, {"a": a, "b": b, "c": c, "scale": scale}
             return (Call(pointer_gemm, (tiles,), pointers | arguments, constants | even, tile.warps, tile.stages),)
         described = {
@@ -224,7 +224,6 @@ class MatrixProduct(Microkernel[Gemm, GemmInputs]):
         if self.form is Variant.PLAIN:
             return (Call(descriptor_gemm, (tiles,), described | arguments, constants, tile.warps, tile.stages),)
         programs = min(tiles, multiprocessors(a))
-        constants["PROGRAMS"] = programs
         return (Call(persistent_gemm, (programs,), described | arguments, constants, tile.warps, tile.stages),)
 
     def outputs(self, inputs: GemmInputs) -> tuple[Tensor, ...]:

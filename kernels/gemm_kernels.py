@@ -2,6 +2,7 @@
 
 c = scale a b^T with a (m, k) and b (n, k), both contiguous along k, as linear layers store them. Tiles are numbered so
 that neighbours in time share rows of b: GROUP rows of tiles are walked column by column (L2 grouping).
+The number of rows is not specialised on: one compiled kernel serves every m.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ def tile_product(
     UPCAST: tl.constexpr,
 ):
     """One tile of a b^T over k from `begin` to `end`, through pointers; rows past the edges repeat the last ones."""
-    rows = tl.minimum(row * BM + tl.arange(0, BM), m - 1).to(tl.int64)
-    columns = tl.minimum(column * BN + tl.arange(0, BN), n - 1).to(tl.int64)
+    rows = tl.minimum(tl.arange(0, BM), m - 1 - row * BM)  # offsets inside a tile fit 32 bits
+    columns = tl.minimum(tl.arange(0, BN), n - 1 - column * BN)
     depth = tl.arange(0, BK)
-    a_tile = a + rows[:, None] * k + (begin + depth)[None, :]
-    b_tile = b + columns[None, :] * k + (begin + depth)[:, None]
+    a_tile = a + row.to(tl.int64) * BM * k + begin + rows[:, None] * k + depth[None, :]
+    b_tile = b + column.to(tl.int64) * BN * k + begin + columns[None, :] * k + depth[:, None]
     total = tl.zeros((BM, BN), ACCUMULATOR)
     for at in range(begin, end, BK):
         if EVEN_K:
@@ -60,7 +61,7 @@ def tile_product(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def pointer_gemm(
     a,
     b,
@@ -86,7 +87,7 @@ def pointer_gemm(
     tl.store(out, (total.to(tl.float32) * scale).to(c.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def split_gemm(
     a,
     b,
@@ -148,7 +149,7 @@ def descriptor_product(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def descriptor_gemm(
     a,
     b,
@@ -173,7 +174,7 @@ def descriptor_gemm(
     c.store([row * BM, column * BN + BN // 2], right.to(c.dtype))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])
 def persistent_gemm(
     a,
     b,
@@ -182,7 +183,6 @@ def persistent_gemm(
     n,
     k,
     scale,
-    PROGRAMS: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -190,9 +190,9 @@ def persistent_gemm(
     ACCUMULATOR: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """As many programs as multiprocessors, each with every PROGRAMS-th tile: loads of a tile overlap stores before."""
+    """As many programs as multiprocessors, each with every such tile: loads of a tile overlap stores before."""
     tiles = tl.cdiv(m, BM) * tl.cdiv(n, BN)
-    for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         row, column = place(tile, m, n, BM, BN, GROUP)
         total = descriptor_product(a, b, row, column, k, BM, BN, BK, ACCUMULATOR, UPCAST)
         halves = tl.permute(tl.reshape(total.to(tl.float32) * scale, (BM, 2, BN // 2)), (0, 2, 1))

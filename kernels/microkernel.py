@@ -103,12 +103,17 @@ class Microkernel(ABC, Generic[CaseT, InputT]):
         return tuple(self.make(case, device, seed + copy) for copy in range(copies))
 
     @abstractmethod
-    def calls(self, inputs: InputT) -> tuple[Call, ...]:
-        """The launches that compute the outputs, the longest first where order allows; nothing is allocated."""
+    def calls(self, inputs: InputT, capability: int) -> tuple[Call, ...]:
+        """The launches that compute the outputs, the kernel proper first; nothing is allocated.
+
+        The compute capability, times ten, decides what does not exist everywhere: tensor descriptors from 90 on.
+        """
 
     def run(self, inputs: InputT) -> tuple[Tensor, ...]:
         """Launch, and return the tensors that were written."""
-        for call in self.calls(inputs):
+        from .data import capability_of
+
+        for call in self.calls(inputs, capability_of(self.outputs(inputs)[0])):
             options = {"num_warps": call.warps, "num_stages": call.stages}
             call.function[call.grid](**call.arguments, **call.constants, **options)
         return self.outputs(inputs)
@@ -137,7 +142,7 @@ class Microkernel(ABC, Generic[CaseT, InputT]):
         """Grid and resources of every launch, compiled ahead of time for a compute capability."""
         from .aot import compiled
 
-        calls = self.calls(self.make(case, "meta", 0))
+        calls = self.calls(self.make(case, "meta", 0), capability)
         return tuple(
             Launch(call.programs, 32 * call.warps, compiled(call, capability).resources.shared_bytes) for call in calls
         )

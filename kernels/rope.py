@@ -72,7 +72,7 @@ class Rope(RowKernel[RopeInputs]):
         cosine, sine = angle.cos().to(torch.bfloat16), angle.sin().to(torch.bfloat16)
         return RopeInputs(source.normal(*shape), cosine, sine, source.empty(*shape))
 
-    def calls(self, inputs: RopeInputs) -> tuple[Call, ...]:
+    def calls(self, inputs: RopeInputs, capability: int) -> tuple[Call, ...]:
         """One program a token."""
         constants = {"HEADS": self.heads, "BLOCK": power_of_two(self.heads), "HALF": self.head_dim // 2}
         return (Call(_rope, (len(inputs.x),), inputs._asdict(), constants),)

@@ -136,7 +136,7 @@ class SelectiveScan(RowKernel[ScanInputs]):
         d = source.normal(self.channels, dtype=torch.float32)
         return ScanInputs(x, delta, a, b, c, d, source.empty(*wide))
 
-    def calls(self, inputs: ScanInputs) -> tuple[Call, ...]:
+    def calls(self, inputs: ScanInputs, capability: int) -> tuple[Call, ...]:
         """One program for each block of channels of each sequence."""
         constants = {"LENGTH": self.length, "CHANNELS": self.channels, "STATE": STATE, "BLOCK": BLOCK}
         grid = (self.channels // BLOCK, len(inputs.x))

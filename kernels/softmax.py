@@ -60,7 +60,7 @@ class Softmax(RowKernel[SoftmaxInputs]):
         shape, source = (self.rows(case), self.width), Source(device, seed)
         return SoftmaxInputs(source.normal(*shape), source.empty(*shape))
 
-    def calls(self, inputs: SoftmaxInputs) -> tuple[Call, ...]:
+    def calls(self, inputs: SoftmaxInputs, capability: int) -> tuple[Call, ...]:
         """One program a row."""
         block = power_of_two(self.width)
         constants, warps = {"WIDTH": self.width, "BLOCK": block}, min(16, max(4, block // 1024))

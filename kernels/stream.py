@@ -1,9 +1,9 @@
 """Streaming through memory: read (a sum), copy, write and scale-add, the patterns whose bandwidths differ.
 
-    read       s_b = sum of block b of x           2 bytes in an element, 4 out a block
-    copy       y = x                               2 in, 2 out
-    write      y = c                               2 out
-    scale-add  y = a + c b                         4 in, 2 out
+read       s_b = sum of block b of x           2 bytes in an element, 4 out a block
+copy       y = x                               2 in, 2 out
+write      y = c                               2 out
+scale-add  y = a + c b                         4 in, 2 out
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Stream(RowKernel[StreamInputs]):
         out = source.empty(rows, dtype=torch.float32) if read else source.empty(rows * BLOCK)
         return StreamInputs(a, b, out)
 
-    def calls(self, inputs: StreamInputs) -> tuple[Call, ...]:
+    def calls(self, inputs: StreamInputs, capability: int) -> tuple[Call, ...]:
         """One program a block."""
         out, block = inputs.out, {"BLOCK": BLOCK}
         grid = (out.numel() if self.pattern is Pattern.READ else out.numel() // BLOCK,)

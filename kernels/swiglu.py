@@ -62,7 +62,7 @@ class Swiglu(RowKernel[SwigluInputs]):
         rows, source = self.rows(case), Source(device, seed)
         return SwigluInputs(source.normal(rows, 2 * self.width), source.empty(rows, self.width))
 
-    def calls(self, inputs: SwigluInputs) -> tuple[Call, ...]:
+    def calls(self, inputs: SwigluInputs, capability: int) -> tuple[Call, ...]:
         """Programs of `BLOCK` elements of a row."""
         grid = (len(inputs.out), blocks(self.width, BLOCK))
         return (Call(_swiglu, grid, inputs._asdict(), {"WIDTH": self.width, "BLOCK": BLOCK}),)

@@ -38,5 +38,3 @@ def log_uniform(seed: int, count: int, low: float, high: float, multiple: int = 
     """Seeded whole numbers, uniform in the logarithm, rounded to a multiple and at least that."""
     drawn = np.exp(np.random.default_rng(seed).uniform(np.log(low), np.log(high), count))
     return [max(multiple, round(value / multiple) * multiple) for value in drawn]
-
-
