@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,7 +39,8 @@ from .validate import Points
 
 RECORDS = "records.csv"
 FOLDER = "calibrations"
-STEP_S = 0.6  # of each step of the transformer, pauses between included
+QUICK_CPU_S = 24.0  # behind which a quick run hurries, to end within a minute on a busy machine
+STEP_S, LEAST_STEP_S = 0.6, 0.1  # of each step of the transformer, pauses between included
 
 
 class Request(NamedTuple):
@@ -112,7 +115,8 @@ def calibrate(request: Request, told: Told, say: Callable[[str], None]) -> Outco
         stack.enter_context(torch.inference_mode())
         sense, benches = _benches(request, torch, stack, say)
         known = _earlier(request, benches, torch)
-        session = Session(path, [b.machine.key for b in benches], known, sense)
+        limit_s = QUICK_CPU_S if request.quick and len(benches) == 1 else math.inf
+        session = Session(path, known, sense, until_s=began + limit_s)
         facts = _facts(request, torch, benches, say)
         for bench in benches:
             session.measure(bench.fit_items(request.quick), bench.case_s, bench.sentinel, told)
@@ -128,7 +132,9 @@ def calibrate(request: Request, told: Told, say: Callable[[str], None]) -> Outco
         for bench in benches:
             mine = [i for i in (*held, *(i for i, _ in library)) if i.device == bench.machine.key]
             session.measure(mine, bench.case_s, bench.sentinel, told)
-        step_times = _steps(torch, benches[0], session, size, cases, say)
+        left_s = (began + limit_s - time.monotonic()) / max(1, len(cases))
+        pace_s = min(STEP_S, max(LEAST_STEP_S, left_s))
+        step_times = _steps(torch, benches[0], session, size, cases, pace_s, say)
     kernels, from_ours = _judge(session, held, [item for item, _ in library], promised, fitted)
     files = _write(request.out, devices, fitted, session, held, facts)
     return Outcome(
@@ -266,7 +272,13 @@ def _predicted(
 
 
 def _steps(
-    torch: Any, bench: Bench, session: Session, size: Size, cases: Sequence[StepCase], say: Callable[[str], None]
+    torch: Any,
+    bench: Bench,
+    session: Session,
+    size: Size,
+    cases: Sequence[StepCase],
+    pace_s: float,
+    say: Callable[[str], None],
 ) -> tuple[float, ...]:
     """Seconds of the transformer's steps: those on record, or all of them anew."""
     if not cases:
@@ -277,7 +289,7 @@ def _steps(
     if all((r.kernel, r.shape) in there for r in blank):
         return tuple(there[r.kernel, r.shape].si() for r in blank)
     say(f"timing {len(cases)} steps of a transformer of {size.layers} layers, {size.hidden} wide")
-    timings = time_steps(torch, size, tuple(cases), bench.pool, STEP_S)
+    timings = time_steps(torch, size, tuple(cases), bench.pool, pace_s)
     made = [_step_record(bench, torch, size, case, t) for case, t in zip(cases, timings, strict=True)]
     try:
         for record in made:
@@ -306,6 +318,7 @@ def _step_record(bench: Bench, torch: Any, size: Size, case: StepCase, timing: T
         version=str(torch.__version__),
         cache="cold",
         source=f"{SOURCE}, transformer",
+        date=datetime.date.today().isoformat(),
         note=f"{timing.samples} samples, {timing.disturbed} lost a core",
         model=size.name,
         weights="fp32",

@@ -37,7 +37,7 @@ from roofplan.kernels.microkernel import Call, Microkernel
 from roofplan.simulator.calibration import Cache
 from roofplan.simulator.costs import work
 from roofplan.simulator.lowering.decoder import lower
-from roofplan.simulator.operators import Copy, Elementwise, Gemm, Kernel, KernelName, Table
+from roofplan.simulator.operators import Collective, Copy, Elementwise, Gemm, Kernel, KernelName, Table
 from roofplan.simulator.report import contract
 from roofplan.simulator.scenario import Engine, Numerics, Phase, Scenario
 from roofplan.simulator.workload.formats import FORMATS
@@ -60,10 +60,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, An
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This machine's processor, measured once: one thread, so that nothing it waits for runs elsewhere."""
     out = tmp_path_factory.mktemp("calibrate") / "mine"
-    began = time.monotonic()
-    command = ["calibrate", "--device", "cpu", "--quick", "--threads", "1", "--out", str(out), "--json"]
-    code = cli.run(command)
-    assert time.monotonic() - began < 60 or code != 0
+    assert cli.run(["calibrate", "--device", "cpu", "--quick", "--threads", "1", "--out", str(out), "--json"]) in (0, 1)
     return out
 
 
@@ -80,6 +77,11 @@ def test_predictions_on_this_processor_meet_their_gates(measured: Path) -> None:
     assert all(gate["held"] for gate in gates.values()), gates
     assert len(found["timed_steps"]) == len(transformer.CASES) and found["drifted_blocks"] < 10
     assert {row["kernel"] for row in found["kernels"]} >= {"gemm/fp32", "attention-decode/fp32", "elementwise/fp32"}
+
+
+@pytest.mark.alone
+def test_a_quick_run_takes_less_than_a_minute(measured: Path) -> None:
+    assert json.loads((measured / "report.json").read_text())["answer"]["seconds"] < 60
 
 
 @pytest.mark.alone
@@ -126,8 +128,7 @@ def test_the_transformer_runs_the_operators_its_lowering_prices() -> None:
         tokens = torch.arange(case.sequences * case.tokens).view(case.sequences, case.tokens) % size.vocab
         with torch.profiler.profile(record_shapes=True) as profile, torch.inference_mode():
             made.run(case, tokens)
-        events = [e for e in profile.events() if e.name in ("aten::mm", "aten::addmm", "aten::_flash_attention_math")]
-        products = sorted(tuple(map(tuple, e.input_shapes[:2])) for e in events if e.name == "aten::mm")
+        products = sorted(tuple(map(tuple, e.input_shapes[:2])) for e in profile.events() if e.name == "aten::mm")
         context = case.past + case.tokens
         numerics = Numerics(wide, wide.compute, wide.compute)
         scenario = Scenario(
@@ -309,10 +310,7 @@ def test_two_processes_speak_gloo() -> None:
     ranks = collectives.Ranks("gloo", 2, True, str(torch.__version__), repeats=5, sizes=(small, large))
     for name in collectives.GLOO_NAMES:
         subject = collectives.Together(ranks, name)
-        case = table(
-            type(rows_of(subject.calibration(True))[0]), subject.identity, message_bytes=[float(large)], ranks=[2.0]
-        )
-        timing = subject.time(case, 0.1)
+        timing = subject.time(table(Collective, subject.identity, message_bytes=[float(large)], ranks=[2.0]), 0.1)
         assert timing.samples == 5 and 0 < ranks.times[name.value, small].median_s < timing.median_s < 10
     assert {key[0] for key in ranks.times} == {n.value for n in collectives.GLOO_NAMES}
 
@@ -363,6 +361,9 @@ class FakeKernel(Microkernel[Gemm, Operands]):
 
     def calibration(self, quick: bool) -> Gemm:
         return self._table([(m, n, n) for m in (1, 16, 64, 256, 1024, 4096) for n in (1024, 4096, 8192)])
+
+    def small(self) -> Gemm:
+        return self._table([(8, 8, 8)])
 
     def held_out(self) -> Gemm:
         return self._table([(m, 3072, 5120) for m in (2, 33, 300, 3000)])
@@ -444,9 +445,8 @@ def made_up_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(microkernels.Library, "time", lambda self, case, _: pretended(case, 0.9))
     monkeypatch.setattr(links.HostCopy, "time", lambda self, case, _: pretended(case))
     monkeypatch.setattr(torch_ops.TorchSubject, "time", lambda self, case, _: slow_host(case))
-    monkeypatch.setattr(
-        run, "interference", lambda _: [facts.Fact("product beside h2d", 0.02, "share longer", "made up")]
-    )
+    slower = facts.Fact("product beside h2d", 0.02, "share longer", "made up")
+    monkeypatch.setattr(run, "interference", lambda _: [slower])
     monkeypatch.setattr(run, "drive_read", lambda *_: facts.Fact("drive read", 6e9, "B/s", "made up"))
 
 
@@ -524,7 +524,7 @@ def test_predictions_stand_when_a_run_is_cut_short_behind_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And where they do not stand, what they would have spoken of is measured anew."""
-    out, calls = tmp_path / "mine", {"left": 25}
+    out, calls = tmp_path / "mine", {"left": 27}
     time_own = microkernels.Own.time
 
     def until(self: Any, case: Table, budget_s: float) -> Timing:

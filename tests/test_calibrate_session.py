@@ -80,13 +80,13 @@ def items(subject: Subject) -> list[Item]:
 def test_cut_short_and_gone_on_with_it_is_the_same_set(tmp_path: Path, stop: int) -> None:
     path, first = tmp_path / "records.csv", Fake(stop)
     with pytest.raises(KeyboardInterrupt):
-        Session(path, [DEVICE]).measure(items(first), 0.1, None, quiet)
+        Session(path).measure(items(first), 0.1, None, quiet)
     kept = earlier(path, [DEVICE], {"torch": "1"}) if path.exists() else ()
     assert len(kept) == stop == len(first.timed)
     second = Fake()
-    Session(path, [DEVICE], kept).measure(items(second), 0.1, None, quiet)
+    Session(path, kept).measure(items(second), 0.1, None, quiet)
     assert not set(first.timed) & set(second.timed)
-    whole = Session(tmp_path / "whole.csv", [DEVICE])
+    whole = Session(tmp_path / "whole.csv")
     whole.measure(items(Fake()), 0.1, None, quiet)
     assert set(records.read(path)) == set(whole.records) and len(whole.records) == 45
 
@@ -95,7 +95,7 @@ def test_the_file_is_never_older_than_two_seconds(tmp_path: Path) -> None:
     """A kill leaves no time to save: what it can cost is bounded."""
     ticks = itertools.count(0.0, 0.5)
     path, subject = tmp_path / "records.csv", Fake()
-    running = Session(path, [DEVICE], now_s=lambda: next(ticks))
+    running = Session(path, now_s=lambda: next(ticks))
     for count, item in enumerate(items(subject)[:20], start=1):
         running.add(item.record(item.subject.time(item.case, 0.1)))
         there = len(records.read(path)) if path.exists() else 0
@@ -106,13 +106,13 @@ def test_the_file_is_never_older_than_two_seconds(tmp_path: Path) -> None:
 def test_an_order_of_its_own_every_time_the_same(tmp_path: Path) -> None:
     one, other = Fake(), Fake()
     for name, subject in (("a", one), ("b", other)):
-        Session(tmp_path / f"{name}.csv", [DEVICE]).measure(items(subject), 0.1, None, quiet)
+        Session(tmp_path / f"{name}.csv").measure(items(subject), 0.1, None, quiet)
     assert one.timed == other.timed != sorted(one.timed)
 
 
 def test_records_of_another_device_or_version_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "records.csv"
-    Session(path, [DEVICE]).measure(items(Fake()), 0.1, None, quiet)
+    Session(path).measure(items(Fake()), 0.1, None, quiet)
     with pytest.raises(InputError, match=r"records of another device.*other-cpu.*got 'some-cpu-2-threads'"):
         earlier(path, ["other-cpu"], {"torch": "1"})
     with pytest.raises(InputError, match="records of torch 1; here it is 2"):
@@ -123,7 +123,7 @@ def test_records_of_another_device_or_version_are_refused(tmp_path: Path) -> Non
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(SurroundingsError, match="cannot be written"):
-        Session(tmp_path / "taken" / "records.csv", [DEVICE]).measure(items(Fake()), 0.1, None, quiet)
+        Session(tmp_path / "taken" / "records.csv").measure(items(Fake()), 0.1, None, quiet)
 
 
 class Drifting(Fake):
@@ -141,7 +141,7 @@ class Drifting(Fake):
 def test_a_block_is_measured_once_more_where_the_sentinel_moved(tmp_path: Path) -> None:
     # The first block: 1.0 before, 1.5 behind it, steady in the second try. Then steady, then never steady.
     sentinel = Drifting(iter([1.0, 1.5, 1.5, 1.5, 1.0, 1.01, 1.0, 2.0, 1.0, 2.0]))
-    subject, running = Fake(), Session(tmp_path / "records.csv", [DEVICE])
+    subject, running = Fake(), Session(tmp_path / "records.csv")
     running.measure(items(subject), 0.1, Sentinel(sentinel, rows_of(sentinel.calibration(True))[0], 0.1), quiet)
     assert len(subject.timed) == 20 + 20 + 20 + 5 + 5
     assert running.drifted == 3
@@ -150,8 +150,25 @@ def test_a_block_is_measured_once_more_where_the_sentinel_moved(tmp_path: Path) 
     assert sum("sentinel moved 100.0%" in r.note for r in running.records) == 5
 
 
+def test_near_the_end_cases_are_quick_and_no_block_is_tried_twice(tmp_path: Path) -> None:
+    """A run that may take a minute takes one on a busy machine too."""
+
+    class Paced(Fake):
+        def time(self, case: Table, budget_s: float) -> Timing:
+            paces.append(budget_s)
+            return super().time(case, budget_s)
+
+    paces: list[float] = []
+    ticks = itertools.count(0.0, 1.0)
+    subject, sentinel = Paced(), Drifting(itertools.cycle([1.0, 2.0]))
+    running = Session(tmp_path / "records.csv", now_s=lambda: next(ticks), until_s=30.0)
+    running.measure(items(subject), 0.1, Sentinel(sentinel, rows_of(sentinel.calibration(True))[0], 0.1), quiet)
+    assert 0 < paces.index(0.0) < 30 and set(paces[paces.index(0.0) :]) == {0.0}
+    assert len(running.records) == 45 and len(paces) < 45 + 20
+
+
 def test_variants_of_one_shape_are_different_measurements(tmp_path: Path) -> None:
-    running = Session(tmp_path / "records.csv", [DEVICE])
+    running = Session(tmp_path / "records.csv")
     one, other = items(Fake())[0], items(Fake(variant="addmm"))[0]
     running.measure([one, other], 0.1, None, quiet)
     assert len(running.records) == 2 and len(running.missing([one, other])) == 0

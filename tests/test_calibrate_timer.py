@@ -104,7 +104,7 @@ class FakeCuda:
         self.launched.append(index)
         self.now_s += self.launch_s
 
-    def Stream(self) -> Any:  # noqa: N802 - torch's name
+    def Stream(self) -> Any:
         return SimpleNamespace(wait_stream=lambda _: None, synchronize=lambda: None)
 
     def current_stream(self) -> Any:
@@ -116,14 +116,14 @@ class FakeCuda:
     def synchronize(self) -> None:
         """Nothing is outstanding."""
 
-    def Event(self, enable_timing: bool) -> Any:  # noqa: N802 - torch's name
+    def Event(self, enable_timing: bool) -> Any:
         assert enable_timing
         event = SimpleNamespace(at=0.0, synchronize=lambda: None)
         event.record = lambda: setattr(event, "at", self.now_s)
         event.elapsed_time = lambda end: (end.at - event.at) * 1e3
         return event
 
-    def CUDAGraph(self) -> Any:  # noqa: N802 - torch's name
+    def CUDAGraph(self) -> Any:
         graph = SimpleNamespace(content=[], reset=lambda: None)
 
         def replay() -> None:
