@@ -44,7 +44,8 @@ def register(app: typer.Typer, examples: Callable[..., str], show: Callable[...,
             bool, typer.Option("--full/--quick", help="Every shape, for longer; or some, in a minute (GPU: five).")
         ] = False,
         resume: Annotated[
-            Path | None, _option("Go on with the records of an earlier run (DIR/records.csv).", "FILE", "--resume")
+            Path | None,
+            _option("Go on with an earlier run's records; DIR/records.csv: if it is there.", "FILE", "--resume"),
         ] = None,
         threads: Annotated[
             int | None, typer.Option(min=1, max=1024, help="Threads on the CPU; default: cores that are free.")

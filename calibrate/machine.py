@@ -81,13 +81,17 @@ def free_cores(system: System | None = None, look_s: float = LOOK_S) -> int:
     """
     system = system or System()
     cores = system.usable_cores()
+    return max(1, min(cores, int(cores - busy_cores(system, look_s) + NEARLY_FREE)))
+
+
+def busy_cores(system: System, look_s: float = LOOK_S) -> float:
+    """Cores' worth of work that everything on this machine does while we look on; 0 where the system does not tell."""
     before = _busy_and_all(system)
     time.sleep(look_s if before else 0.0)
     after = _busy_and_all(system)
     if not before or not after or after[1] <= before[1]:
-        return cores
-    busy = cores * (after[0] - before[0]) / (after[1] - before[1])
-    return max(1, min(cores, int(cores - busy + NEARLY_FREE)))
+        return 0.0
+    return system.usable_cores() * (after[0] - before[0]) / (after[1] - before[1])
 
 
 def _busy_and_all(system: System) -> tuple[float, float] | None:

@@ -109,7 +109,7 @@ class Outcome(NamedTuple):
 def calibrate(request: Request, told: Told, say: Callable[[str], None]) -> Outcome:
     """Do all of it; an interrupt or an error leaves every record measured so far in the folder."""
     began = time.monotonic()
-    path = _prepared(request)
+    path, request = _prepared(request)
     torch = torch_module()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
@@ -155,8 +155,11 @@ def calibrate(request: Request, told: Told, say: Callable[[str], None]) -> Outco
     )
 
 
-def _prepared(request: Request) -> Path:
-    """The record file of the folder, which is made and known to be writable."""
+def _prepared(request: Request) -> tuple[Path, Request]:
+    """The record file of the folder, which is made and known to be writable, and what there is to go on with.
+
+    The folder's own records need not be there yet: so one command begins, and goes on however often it is cut short.
+    """
     path = request.out / RECORDS
     try:
         request.out.mkdir(parents=True, exist_ok=True)
@@ -170,7 +173,8 @@ def _prepared(request: Request) -> Path:
     probe = request.out / ".roofplan.probe"
     write_text(probe, "", "--out")
     probe.unlink()
-    return path
+    begins = request.resume is not None and not request.resume.exists() and request.resume.absolute() == path.absolute()
+    return path, request._replace(resume=None) if begins else request
 
 
 def _benches(
