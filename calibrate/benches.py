@@ -23,6 +23,7 @@ from .session import Item, Sentinel, items_of
 CPU_DRIFT, GPU_DRIFT = 0.15, 0.02  # of the sentinel; a CPU is shared with the system itself
 CPU_CASE_S, CPU_FULL_CASE_S = 0.06, 0.5
 GPU_CASE_S, GPU_FULL_CASE_S = 0.05, 0.2
+SENTINEL_FLOPS = 1.1e12  # on a GPU
 SENTINEL_ROWS = 128  # of a product of 1024 by 1024 on a CPU
 
 
@@ -145,10 +146,10 @@ def software(torch: Any, driver: str) -> Iterator[str]:
 
 
 def _gpu_sentinel(owns: Sequence[Subject]) -> Sentinel | None:
-    """The largest product a fit sees of the first kernel that has one: what a falling clock shows in first."""
+    """A large product of the first kernel that has one, about 8192^3: what a falling clock shows in first."""
     for own in owns:
         shapes = own.calibration(True)
         if isinstance(shapes, Gemm) and own.identity.name is KernelName.GEMM:
-            largest = int(np.argmax(shapes.m * shapes.n * shapes.k))
-            return Sentinel(own, rows_of(shapes)[largest], GPU_DRIFT)
+            chosen = int(np.argmin(np.abs(np.log(2 * shapes.m * shapes.n * shapes.k / SENTINEL_FLOPS))))
+            return Sentinel(own, rows_of(shapes)[chosen], GPU_DRIFT)
     return None

@@ -18,17 +18,18 @@ from ..files import write_text
 from ..hwspecs.device import Device, Fleet
 from ..hwspecs.load import fleet_of
 from ..hwspecs.load import load as load_part
+from ..hwspecs.new import from_nvml
 from ..simulator.calibration import Calibration
 from ..simulator.costs import work
-from ..simulator.operators import Collective, Copy
+from ..simulator.operators import Collective, Copy, Kernel
 from . import fit_measured, predictions, records, store
 from .benches import Bench, cpu_bench, cuda_index, gpu_bench
 from .columns import Quantity
 from .fit import seconds
 from .fit_measured import groups_of
-from .machine import STREAMS, draft, free_cores, hardware_text, this_cpu, threads_of, write_hardware
+from .machine import STREAMS, draft, free_cores, this_cpu, threads_of, write_hardware
 from .measure.facts import Fact, drive_read, interference
-from .measure.subject import torch_module
+from .measure.subject import Subject, torch_module
 from .measure.transformer import CASES, Size, StepCase, time_steps
 from .predictions import Prediction
 from .records import Record
@@ -102,6 +103,7 @@ class Outcome(NamedTuple):
     records: int
     measured: int
     drifted: int
+    failures: tuple[tuple[str, str], ...]
     seconds: float
     points: tuple[Points, ...]
 
@@ -125,8 +127,9 @@ def calibrate(request: Request, told: Told, say: Callable[[str], None]) -> Outco
         for bench, device in zip(benches, devices, strict=True):
             fitted += fit_measured.fit_all(session.find(bench.fit_items(request.quick)), fleet_of(device), say)
         size, cases = Size(), CASES if benches[0].machine.vendor == "cpu" and len(benches) == 1 else ()
-        held = [item for bench in benches for item in bench.held_items(request.quick)]
-        library = [pair for bench in benches for pair in bench.library_items(request.quick)]
+        fits = {(c.device, c.kernel, c.engine) for c in fitted}
+        held = [i for b in benches for i in b.held_items(request.quick) if _fit_of(i.device, i.subject) in fits]
+        library = [p for b in benches for p in b.library_items(request.quick) if _fit_of(b.machine.key, p[1]) in fits]
         fleet = fleet_of(devices[0])
         promised = _predicted(request.out, session, held, library, (size, cases), fleet, fitted, say)
         for bench in benches:
@@ -150,9 +153,15 @@ def calibrate(request: Request, told: Told, say: Callable[[str], None]) -> Outco
         records=len(session.records),
         measured=session.measured,
         drifted=session.drifted,
+        failures=tuple(session.failures.items()),
         seconds=time.monotonic() - began,
         points=tuple(_points([r for r in session.records if r.is_kernel], fitted)),
     )
+
+
+def _fit_of(device: str, subject: Subject) -> tuple[str, Kernel, str]:
+    """The calibration that predicts a subject; none where all its shapes failed."""
+    return device, subject.identity, subject.engine
 
 
 def _prepared(request: Request) -> tuple[Path, Request]:
@@ -234,7 +243,7 @@ def _device(bench: Bench, session: Session, request: Request) -> Device:
     if bench.device is not None:
         if not bench.machine.file:
             path = request.out / f"{bench.machine.key}.toml"
-            write_text(path, hardware_text(bench.device), "--out")
+            write_text(path, from_nvml(), "--out")
             return load_part(Device, str(path))
         return bench.device
     found = session.find(bench.fit_items(request.quick))
@@ -353,9 +362,10 @@ def _by_kernel(
     items: Sequence[Item], said: Sequence[Prediction], session: Session
 ) -> Iterator[tuple[tuple[str, Any, str], tuple[Prediction, ...], tuple[float, ...]]]:
     groups: dict[tuple[str, Any, str], list[tuple[Prediction, float]]] = {}
-    for item, prediction, record in zip(items, said, session.find(items), strict=True):
-        key = item.device, item.subject.identity, item.subject.engine
-        groups.setdefault(key, []).append((prediction, record.si()))
+    for item, prediction in zip(items, said, strict=True):
+        if (record := session.get(item)) is not None:
+            key = item.device, item.subject.identity, item.subject.engine
+            groups.setdefault(key, []).append((prediction, record.si()))
     for key, rows in groups.items():
         yield key, tuple(p for p, _ in rows), tuple(s for _, s in rows)
 

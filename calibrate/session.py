@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, RoofplanError, SurroundingsError
 from ..simulator.operators import Table
 from . import records
 from .measure.subject import Key, Subject, key_of, rows_of, shape_of
@@ -24,6 +24,7 @@ from .records import Record
 from .timer import Timing
 
 BLOCK = 20  # cases between two sentinels
+SICK = 3  # failures in a row
 SAVE_S = 2.0  # what an abrupt end may cost
 MICROSECONDS = 1e6
 SOURCE = "roofplan calibrate"
@@ -106,6 +107,8 @@ class Session:
         self._saved_s, self._unsaved, self._until_s = now_s(), False, until_s
         self.measured = 0
         self.drifted = 0
+        self.failures: dict[str, str] = {}
+        self._failed_in_a_row = 0
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -113,8 +116,12 @@ class Session:
         return tuple(self._records.values())
 
     def find(self, items: Sequence[Item]) -> list[Record]:
-        """The records of these items; all of them must have been measured."""
-        return [self._records[item.device, item.key] for item in items]
+        """The records of these items, those that failed left out."""
+        return [record for item in items if (record := self.get(item)) is not None]
+
+    def get(self, item: Item) -> Record | None:
+        """The record of an item, if it was measured."""
+        return self._records.get((item.device, item.key))
 
     def missing(self, items: Sequence[Item]) -> list[Item]:
         """Items nobody has measured yet, each once."""
@@ -170,14 +177,33 @@ class Session:
                 pace_s = 0.0 if self._late() else case_s
                 told(n, item.subject.name)
                 drift = f"second try, sentinel moved {moved:.1%} in the first" if again else ""
-                timing = item.subject.time(item.case, pace_s)
-                self.add(item.record(timing, "; ".join(part for part in (sensed, drift) if part)))
+                timing = self._time(item, pace_s)
+                if timing is not None:
+                    self.add(item.record(timing, "; ".join(part for part in (sensed, drift) if part)))
             moved = abs(_look(sentinel, case_s) / before - 1)
             if sentinel is None or moved <= sentinel.limit:
                 return
             self.drifted += 1
             if self._late():
                 return
+
+    def _time(self, item: Item, pace_s: float) -> Timing | None:
+        """Time a case. One that fails (memory, a compiler) is named and left out; three in a row mean a sick device."""
+        try:
+            timing = item.subject.time(item.case, pace_s)
+        except RoofplanError:
+            raise
+        except Exception as error:
+            name = f"{item.subject.name} {' '.join(f'{k}={v:g}' for k, v in item.key[-1])}"
+            self.failures[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= SICK:
+                problem = f"{SICK} shapes in a row failed, the last with {self.failures[name]}"
+                remedy = "what was measured is kept: go on with --resume in a fresh process"
+                raise SurroundingsError(problem, key=name, remedy=remedy) from error
+            return None
+        self._failed_in_a_row = 0
+        return timing
 
     def _late(self) -> bool:
         return self._now_s() > self._until_s

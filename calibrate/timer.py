@@ -26,9 +26,8 @@ MOST_SAMPLES = 60
 LEAST_UNDISTURBED = 3  # samples, below which the disturbed ones count too
 PATIENCE = 3  # times the budget, while a busy machine leaves too few undisturbed samples
 WARM_UPS = 2
-LAUNCHES = 20  # of a graph at least: the first of them starts late
 REPLAYS, PASSES = 10, 2
-GRAPH_S = 2e-3  # time a graph should take: events resolve half a microsecond
+GRAPH_S = 2e-3  # time a graph should take: events resolve half a microsecond, and its first launch starts late
 MOST_LAUNCHES = 2000
 
 
@@ -109,8 +108,8 @@ def on_cpu(
 
 def launches_of(sets: int, launch_s: float) -> int:
     """Launches of a graph: whole rounds over all sets of operands, and enough of them to be timed well."""
-    wanted = max(LAUNCHES, math.ceil(GRAPH_S / max(launch_s, 1e-9)))
-    return sets * max(1, math.ceil(min(wanted, MOST_LAUNCHES) / sets))
+    wanted = min(math.ceil(GRAPH_S / max(launch_s, 1e-9)), MOST_LAUNCHES)
+    return sets * max(1, math.ceil(wanted / sets))
 
 
 def on_gpu(torch: Any, run: Run, sets: int, busy_s: float) -> Timing:

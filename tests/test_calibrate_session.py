@@ -150,6 +150,36 @@ def test_a_block_is_measured_once_more_where_the_sentinel_moved(tmp_path: Path) 
     assert sum("sentinel moved 100.0%" in r.note for r in running.records) == 5
 
 
+class Failing(Fake):
+    """Fails for the m that it is told."""
+
+    def __init__(self, failing: set[float]) -> None:
+        super().__init__()
+        self.failing = failing
+
+    def time(self, case: Table, budget_s: float) -> Timing:
+        assert isinstance(case, Gemm)
+        if float(case.m[0]) in self.failing:
+            raise RuntimeError("CUDA out of memory\nand more")
+        return super().time(case, budget_s)
+
+
+def test_a_shape_that_fails_is_named_and_the_others_are_measured(tmp_path: Path) -> None:
+    running, subject = Session(tmp_path / "records.csv"), Failing({7.0, 30.0})
+    running.measure(items(subject), 0.1, None, quiet)
+    assert len(running.records) == 43 == len(running.find(items(subject)))
+    assert list(running.failures.values()) == ["RuntimeError: CUDA out of memory"] * 2
+    assert any("m=7 " in name for name in running.failures)
+
+
+def test_a_sick_device_ends_the_run_and_what_was_measured_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "records.csv"
+    subject = Failing({float(m) for m in range(1, 41)})
+    with pytest.raises(SurroundingsError, match=r"3 shapes in a row failed.*--resume"):
+        Session(path).measure(items(subject), 0.1, None, quiet)
+    assert not path.exists() or len(records.read(path)) == len(subject.timed)
+
+
 def test_near_the_end_cases_are_quick_and_no_block_is_tried_twice(tmp_path: Path) -> None:
     """A run that may take a minute takes one on a busy machine too."""
 

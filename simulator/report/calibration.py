@@ -40,7 +40,7 @@ def report(found: Outcome) -> a.CalibrationReport:
         library=tuple(map(row, found.library)),
         timed_steps=tuple(_timed(found.steps)),
         gates=tuple(_gates(found)),
-        left_out=tuple(a.LeftOut(name, why) for b in found.benches for name, why in b.left_out),
+        left_out=tuple(a.LeftOut(*row) for row in (*(r for b in found.benches for r in b.left_out), *found.failures)),
         predictions_written=found.written,
         predictions_sha256=found.digest,
         records=found.records,
