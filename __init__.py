@@ -22,11 +22,13 @@ if TYPE_CHECKING:
         make_scenario,
     )
     from roofplan.errors import RoofplanError
+    from roofplan.plans import ask_plan
     from roofplan.sweeps import ask_sweep, make_sweep, sweep
 
 _PUBLIC = {
     "ask_fit": "roofplan.api",
     "ask_ledger": "roofplan.api",
+    "ask_plan": "roofplan.plans",
     "ask_serve": "roofplan.api",
     "ask_sweep": "roofplan.sweeps",
     "ask_validation": "roofplan.api",
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "ask_fit",
     "ask_ledger",
+    "ask_plan",
     "ask_serve",
     "ask_sweep",
     "ask_validation",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import DATA_DATE, __version__, files
+from . import DATA_DATE, __version__, files, plan_command
 from .calibrate import commands as measurements
 from .errors import ExitCode, InputError, RoofplanError, SurroundingsError
 from .hwspecs import commands as hardware
@@ -22,6 +22,7 @@ from .units import parse_count
 if TYPE_CHECKING:
     from .simulator.answers import Answer, Report
     from .simulator.catalogue import CatalogueAnswer
+    from .simulator.workload.network import Pipeline
 
 app = group(
     "What fits on your GPUs, how fast it runs, and how far to trust each number.",
@@ -69,18 +70,24 @@ def fits(
     all_: Annotated[bool, typer.Option("--all", help="Without a model: every bundled one, not a choice of them.")] = (
         False
     ),
+    size: Annotated[str | None, option("Images and clips: their size, such as 1024x768 or 1024.", "WxH")] = None,
+    frames: Annotated[int | None, option("Clips: their frames.", "N", min=1)] = None,
+    steps: Annotated[int | None, option("Images and clips: denoising steps.", "N", min=1)] = None,
     json: Json = False,
 ) -> None:
     """Does it fit: surely, tight or no; how far it can grow, how fast it runs, what would help.
 
     Without a model: a choice of the bundled ones on the device (--all: every one). Without a device: this machine's
-    GPU; where there is none, the listed devices that run the model, smallest first.
+    GPU; where there is none, the listed devices that run the model, smallest first. Of encoders --context is the length
+    of an input, --batch how many results are made at once.
     """
     from . import api
 
     unnamed = asked.gpu is None and asked.vram is None and asked.bandwidth is None
-    wishes, load, engine = asked.wishes(), asked.load(), asked.profile()
+    load, engine = asked.load(), asked.profile()
     if model is None:
+        asked.size(size, frames, steps).refuse("a list of models", "width", "frames", "steps")
+        wishes = asked.wishes()
         fleet, notes = asked.fleet()
         engine = asked.profile(fleet.device)
         calibrations = api.load_calibrations(fleet, asked.calibration, engine.name)
@@ -89,13 +96,34 @@ def fits(
         asked_about = [api.load_model(name) for name in (zoo.names() if all_ else zoo.shown())]
         _answer(api.ask_fit_models(asked_about, fleet, calibrations, wishes, load, engine), json, notes)
         return
+    from .simulator.workload.network import Pipeline
+
+    loaded = api.load_any(model, asked.size(size, frames, steps))
+    if isinstance(loaded, Pipeline):
+        _fits_one_pass(loaded, asked, unnamed, json)
+        return
+    wishes = asked.wishes()
     if unnamed and asked.fleet()[0].device.vendor == "cpu":
         note = "no GPU in this machine: for each listed device the smallest count that fits (8 where none does)"
-        listed = api.ask_fit_devices(api.load_model(model), wishes, asked.calibration, load, engine)
+        listed = api.ask_fit_devices(loaded, wishes, asked.calibration, load, engine)
         _answer(listed, json, (note,))
         return
     scenario, wishes, calibrations, notes = asked.scenario(model)
     _answer(api.ask_fit(scenario, calibrations, wishes), json, notes)
+
+
+def _fits_one_pass(pipeline: "Pipeline", asked: Asked, unnamed: bool, json: bool) -> None:
+    """`fits` for an encoder or a pipeline: on one device, or on each listed one where this machine has none."""
+    from . import api
+
+    words, wish = asked.one_pass(), asked.pass_wish()
+    fleet, notes = asked.fleet()
+    if unnamed and fleet.device.vendor == "cpu":
+        note = "no GPU in this machine: each listed device, smallest first"
+        _answer(api.ask_pass_devices(pipeline, wish=wish, calibration=asked.calibration, **words), json, (note,))
+        return
+    calibrations = api.load_calibrations(fleet, asked.calibration, asked.profile().name)
+    _answer(api.ask_pass(pipeline, fleet, calibrations, wish=wish, **words), json, notes)
 
 
 @app.command(epilog=examples("explain qwen3-32b --gpu h200 --batch 16 --context 8k --plot roofline.png"))
@@ -253,11 +281,11 @@ def models_list(
 
 @models.command("show")
 def models_show(model: Model, json: Json = False) -> None:
-    """A model tensor by tensor."""
+    """A model tensor by tensor, networks of one pass layer by layer."""
     from . import api
     from .simulator.report import models as listed
 
-    loaded = api.load_model(model)
+    loaded = api.load_any(model)
     _plain(listed.sheet(loaded), json, loaded.warnings)
 
 
@@ -304,6 +332,7 @@ def _answer(report: "Report", json: bool, notes: tuple[str, ...], plot: Path | N
 
 measurements.register(app, group, examples, _plain)
 hardware.register(app, group, examples, _plain)
+plan_command.register(app, examples, _answer)
 
 
 def main() -> None:

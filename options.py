@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .errors import InputError
 from .units import parse_bytes, parse_count, parse_rate
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from .calibrate.transfer import Calibrations
     from .hwspecs.device import Device, Fleet
     from .simulator.planner.fit import Wishes
+    from .simulator.planner.passes import Wish
     from .simulator.scenario import Engine, Extras, Scenario
+    from .simulator.workload.pipelines import Size
 
 EXIT_CODES = (
     "Exit codes: 0 yes or tight; 1 an honest no; 2 bad input; 3 the environment lacks something; 70 internal; "
@@ -46,7 +49,7 @@ def model_names(incomplete: str = "") -> list[str]:
     """Bundled models, for completion."""
     from .simulator.workload import zoo
 
-    return [name for name in zoo.names() if name.startswith(incomplete)]
+    return [name for name in (*zoo.names(), *zoo.pipelines()) if name.startswith(incomplete)]
 
 
 def gpu_names(incomplete: str = "") -> list[str]:
@@ -111,7 +114,10 @@ class Asked:
     nvme: Annotated[str | None, option("Drive behind the host memory: a rate (7GB/s) or a name.", "RATE")] = None
     offload: Annotated[
         str | None,
-        option("What may leave the device: never, layers, experts, kv; default: whatever is fastest.", "WHAT"),
+        option(
+            "What may leave the device: never, layers, experts, kv, of a pipeline networks; default: what is fastest.",
+            "WHAT",
+        ),
     ] = None
     host: Annotated[str | None, option("Host file (`roofplan hw list`).", "NAME")] = None
     vram: Annotated[
@@ -142,6 +148,7 @@ class Asked:
     adapter_rank: Annotated[str, option("Rank of the adapters.", "N")] = "16"
     draft: Annotated[str | None, option("Model that speculates ahead, kept beside it.", "MODEL")] = None
     graphs: Annotated[bool, option("Whether the engine captures CUDA graphs.")] = True
+    flash_attention: Annotated[bool, option("Whether attention keeps no scores in memory.")] = True
     calibration: Annotated[str | None, option("Calibration file or folder; else $ROOFPLAN_CALIBRATION.", "PATH")] = None
 
     def load(self) -> "Load":
@@ -200,7 +207,47 @@ class Asked:
         tokens = known.max_batched_tokens if own is None else parse_count(own, "--max-batched-tokens")
         share = known.memory_utilization if self.memory_utilization is None else self.memory_utilization
         graphs = known.graphs and self.graphs
-        return dataclasses.replace(known, memory_utilization=share, max_batched_tokens=tokens, graphs=graphs)
+        return dataclasses.replace(
+            known,
+            memory_utilization=share,
+            max_batched_tokens=tokens,
+            graphs=graphs,
+            flash_attention=self.flash_attention,
+        )
+
+    def size(self, size: str | None, frames: int | None, steps: int | None) -> "Size":
+        """What is asked of the result of a model of one pass."""
+        from .simulator.workload.pipelines import Size
+
+        width = height = None
+        if size is not None:
+            parts = [part.strip() for part in size.lower().split("x")]
+            if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) > 0 for part in parts):
+                raise InputError("must be WIDTHxHEIGHT in pixels", key="--size", value=size)
+            width, height = int(parts[0]), int(parts[-1])
+        tokens = None if self.context is None else parse_count(self.context, "--context")
+        return Size(width, height, frames, tokens, steps)
+
+    def one_pass(self) -> "dict[str, Any]":
+        """What a model of one pass is asked with; options of models that write token by token are refused."""
+        foreign = {
+            "--prompt": self.prompt, "--kv": self.kv, "--tp": self.tp, "--pp": self.pp, "--ep": self.ep,
+            "--max-batched-tokens": self.max_batched_tokens, "--shared-prefix": self.shared_prefix,
+            "--adapters": self.adapters, "--draft": self.draft, "--nvme": self.nvme,
+        }  # fmt: skip
+        for key, value in foreign.items():
+            if value is not None:
+                problem = "does not apply to a model that runs as one pass"
+                raise InputError(problem, key=key, value=value, remedy="drop it")
+        return {"batch": parse_count(self.batch, "--batch"), "memory_utilization": self.profile().memory_utilization}
+
+    def pass_wish(self) -> "Wish":
+        """What is pinned of a model of one pass."""
+        from .simulator.planner.passes import Wish, residency
+        from .simulator.workload.formats import weight_format
+
+        weights = None if self.weights is None else weight_format(self.weights)
+        return Wish(weights, None if self.offload is None else residency(self.offload))
 
     def scenario(self, model: str) -> "tuple[Scenario, Wishes, Calibrations, tuple[str, ...]]":
         """The whole question, everything checked before anything is computed."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 20_000_000
 MAX_JSON_POINTS = 1_000_000
+POINTS_AT_ONCE = 1 << 20  # beside the columns themselves little memory is needed
 DEFAULT_BATCH = "1:256"
 SHORTEST, LONGEST = 1024, 131_072  # of the default contexts
 
@@ -144,15 +145,18 @@ def ask_sweep(question: SweepQuestion, tick: Callable[[int], None] | None = None
     prompt = context if question.prompt is None else np.full_like(context, question.prompt)
     series: list[a.SweepSeries] = []
     size = question.batch.size * question.context.size
+    some = max(1, POINTS_AT_ONCE // question.context.size)  # batches
     for fleet in question.fleets:
         calibrations = api.load_calibrations(fleet, question.calibration, engine.name)
         for numerics in question.numerics:
             asked = Scenario(model, fleet, batch, context, prompt, numerics, engine=engine)
-            layouts = layouts_of(asked, question.wishes)
-            found = evaluate(asked, calibrations, layouts, tick)
-            rows = slice(len(series) * size, (len(series) + 1) * size)
-            sweep_account.fill(columns, rows, asked, layouts, found)
-            series.append(sweep_account.series_of(asked, layouts, found, calibrations))
+            layouts, first = layouts_of(asked, question.wishes), len(series) * size
+            for start in range(0, question.batch.size, some):
+                part = asked.but(batch=batch[start : start + some])
+                found = evaluate(part, calibrations, layouts, tick)
+                row = first + start * context.size
+                sweep_account.fill(columns, slice(row, row + found.verdict.size), part, layouts, found)
+            series.append(sweep_account.series_of(asked, columns, first, calibrations))
     answer = a.SweepAnswer(
         model=model.name,
         model_origin=model.origin,

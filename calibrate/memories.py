@@ -43,6 +43,7 @@ class Row(NamedTuple):
     max_batched: int
     sequences: int
     layers_on_host: int
+    flash_attention: bool
     quantity: str
     value: float
     device_total_bytes: float
@@ -86,6 +87,7 @@ def _row(entry: dict[str, str], figure: dict[str, str]) -> Row:
         max_batched=int(entry["max_batched"]),
         sequences=int(entry["sequences"]),
         layers_on_host=int(entry["layers"]),
+        flash_attention=entry["flash_attention"] != "0",
         quantity=entry["quantity"],
         value=float(figure["value"]),
         device_total_bytes=float(figure["device_total_bytes"] or 0),
@@ -105,6 +107,7 @@ def scenario_of(row: Row) -> Scenario:
         known,
         memory_utilization=row.utilization if row.engine != "llama.cpp" else known.memory_utilization,
         max_batched_tokens=row.max_batched or known.max_batched_tokens,
+        flash_attention=row.flash_attention,
     )
     numerics = Numerics(weights_of(row.weights, model), kv_format(row.kv))
     length = row.length or min(8192, model.max_context)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from .catalogue import CatalogueAnswer
+    from .plan_answers import PlanAnswer
 
     Numbers = npt.NDArray[np.float64]
     Counts = npt.NDArray[np.integer[Any]]
@@ -356,6 +357,99 @@ class SweepAnswer(NamedTuple):
     columns: SweepColumns
 
 
+class PassQuestion(NamedTuple):
+    """A question about a model of one pass as understood: a batch of results of a size, formats, what is resident."""
+
+    model: str
+    model_origin: str
+    family: str
+    device: str
+    device_count: int
+    batch: int
+    result: str
+    size: str
+    weights: str
+    bits_per_weight: float
+    activations: str
+    residency: str
+    memory_utilization: float
+    pinned: tuple[str, ...]
+
+
+class PassNetwork(NamedTuple):
+    """One network: how often it runs for a result and with how many inputs of it, what it holds, how long it takes.
+
+    `weight_bytes` and `activations` are of the whole batch; `time` is that of all its passes, `share` of the whole.
+    """
+
+    name: str
+    parameters: int
+    passes: int
+    inputs: int
+    fp32: bool
+    weight_bytes: float
+    activations: Quantity
+    time: Quantity
+    share: float
+
+
+class PassOption(NamedTuple):
+    """What the answer would be with this format and residency pinned."""
+
+    weights: str
+    residency: str
+    verdict: str
+    needed: Quantity
+    max_batch: int
+    time: Quantity
+
+
+class PassAnswer(NamedTuple):
+    """Does a model of one pass fit, how many results at once, how long one batch of them takes, what binds.
+
+    `copying` is the time to bring weights to the device where only one network is there at a time.
+    """
+
+    asked: PassQuestion
+    verdict: str
+    needed: Quantity
+    capacity_bytes: float
+    budget_bytes: float
+    max_batch: int
+    time: Quantity
+    results_per_s: Quantity
+    copying: Quantity
+    networks: tuple[PassNetwork, ...]
+    memory: tuple[MemoryRow, ...]
+    binds: str
+    shares: tuple[Share, ...]
+    options: tuple[PassOption, ...]
+    next_step: str
+
+
+class PassRow(NamedTuple):
+    """One line of a list of devices for a model of one pass."""
+
+    model: str
+    device: str
+    verdict: str
+    weights: str
+    residency: str
+    batch: int
+    needed: Quantity
+    max_batch: int
+    time: Quantity
+    results_per_s: Quantity
+    weakest: str
+
+
+class PassList(NamedTuple):
+    """A model of one pass on many devices."""
+
+    size: str
+    rows: tuple[PassRow, ...]
+
+
 class SchemaId(NamedTuple):
     """Name and version of the contract."""
 
@@ -363,7 +457,7 @@ class SchemaId(NamedTuple):
     version: int
 
 
-Answer = FitAnswer | FitList | MemoryAnswer | ExplainAnswer | ServeAnswer | SweepAnswer
+Answer = FitAnswer | FitList | MemoryAnswer | ExplainAnswer | ServeAnswer | SweepAnswer | PassAnswer | PassList
 
 
 class Report(NamedTuple):
@@ -371,7 +465,7 @@ class Report(NamedTuple):
 
     schema: SchemaId
     question: Question | None
-    answer: Answer | CatalogueAnswer
+    answer: Answer | CatalogueAnswer | PlanAnswer
     evidence: Evidence | None
     warnings: tuple[str, ...]
 

@@ -99,7 +99,7 @@ class Comparison(NamedTuple):
 
 
 class ModelRow(NamedTuple):
-    """One model's size."""
+    """One model's size; `oracle` counted its parameters too. What runs as one pass has no context and no KV cache."""
 
     name: str
     family: str
@@ -110,6 +110,7 @@ class ModelRow(NamedTuple):
     weight_bytes: float
     kv_bytes_per_token: float
     origin: str
+    oracle: str
 
 
 class ModelList(NamedTuple):

@@ -13,7 +13,18 @@ from .answers import Quantity, Share
 from .calibration import CalibrationSet, Resolved
 from .costs import work
 from .estimate import NO_TIME, Array, Bound, Estimate
-from .operators import Attention, Collective, Copy, Elementwise, Experts, Gemm, LatentAttention, Table
+from .operators import (
+    Attention,
+    Bidirectional,
+    Collective,
+    Copy,
+    Elementwise,
+    Experts,
+    Gemm,
+    KernelName,
+    LatentAttention,
+    Table,
+)
 from .schedule import Priced
 
 
@@ -67,7 +78,7 @@ def known(value: float, low: float, high: float, unit: str) -> Quantity:
 
 def operator_class(table: Table) -> str:
     """The operator class as people call it."""
-    return "attention" if isinstance(table, LatentAttention) else type(table).__name__.lower()
+    return "attention" if isinstance(table, Attention | LatentAttention) else type(table).__name__.lower()
 
 
 def cause(table: Table, bound: Bound) -> str:
@@ -81,13 +92,15 @@ def cause(table: Table, bound: Bound) -> str:
     if bound is Bound.LATENCY:
         return "communication latency" if isinstance(table, Collective) else "latency inside kernels"
     match table:
+        case Bidirectional() if table.kernel.name is KernelName.ATTENTION_PREFILL:
+            return "activation traffic"
         case Gemm() | Experts():
             return "weight traffic"
         case Attention() | LatentAttention():
             return "KV cache traffic"
         case Elementwise() | Copy():
             return "activation traffic"
-    return "filter traffic"
+    return "convolution traffic"
 
 
 def shares(operators: Sequence[Priced]) -> tuple[Share, ...]:
@@ -125,7 +138,7 @@ _BOUND_NAME = {
     "weight traffic": "memory-bound",
     "KV cache traffic": "memory-bound",
     "activation traffic": "memory-bound",
-    "filter traffic": "memory-bound",
+    "convolution traffic": "memory-bound",
     "arithmetic": "compute-bound",
     "communication": "link-bound",
     "copies over the host link": "link-bound",
@@ -137,11 +150,11 @@ CAUSES = tuple(_BOUND_NAME)
 """Every word of `cause`."""
 
 
-def sentence(phase: str, parts: tuple[Share, ...]) -> str:
+def sentence(phase: str, parts: tuple[Share, ...], of: str = "step") -> str:
     """'decode is memory-bound: 83 % of the step is weight traffic, 9 % kernel launches'."""
     if not parts:
         return f"{phase} takes no time"
     first, rest = parts[0], [p for p in parts[1:3] if p.share >= 0.05]
     bound = "bound by the host" if first.name.endswith(ON_HOST) else _BOUND_NAME[first.name]
-    text = f"{phase} is {bound}: {first.share:.0%} of the step is {first.name}"
+    text = f"{phase} is {bound}: {first.share:.0%} of the {of} is {first.name}"
     return text + "".join(f", {p.share:.0%} {p.name}" for p in rest)

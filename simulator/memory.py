@@ -6,14 +6,13 @@ communicators, allocator) are ranges read in public logs, with the source in eac
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
 
-from ..hwspecs.device import SWITCHED_BYTES_PER_S
+from ..hwspecs.device import SWITCHED_BYTES_PER_S, Device
 from .estimate import Array
 from .liveness import peaks
 from .lowering.decoder import lower
@@ -154,7 +153,17 @@ def activation_peaks(scenario: Scenario) -> tuple[Array, Array]:
         Phase.PREFILL, sequences, new_tokens, np.zeros(())
     )  # one walk sees both steps; the past is no activation
     inner, last = (np.asarray(p.bytes.max(axis=0)) for p in peaks(lower(scenario, both)))
-    return inner, last
+    source = _source_peak(scenario, fullest)
+    return (inner, last) if source is None else (np.maximum(inner, source), np.maximum(last, source))
+
+
+def _source_peak(scenario: Scenario, prefill: Step) -> Array | None:
+    """Activations of the encoder over the sources of all sequences of a prefill; None where nothing reads a source."""
+    model, width = scenario.model, scenario.numerics.activations.bytes
+    if not model.reads_source:
+        return None
+    widest = max((tower.peak_elements for tower in model.towers), default=0.0)
+    return np.asarray(np.asarray(prefill.sequences, float) * widest * width)
 
 
 def _stacked(*pairs: tuple[Number, Number]) -> list[Array]:
@@ -177,41 +186,54 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
     axes = max(figure.ndim for figure in figures)  # behind the stages a figure lacks the grid axes it does not vary in
     column, kv, activations = (f.reshape(len(f), *([1] * (axes - f.ndim)), *f.shape[1:]) for f in figures)
 
-    def row(name: TensorClass, basis: str, *figures: Array, tier: MemoryTier = MemoryTier.HBM) -> Entry:
-        low, usual, high = figures if len(figures) == 3 else figures * 3
-        return Entry(name, tier, low, usual, high, basis)
-
     def ranged(name: TensorClass, figure: Range) -> Entry:
         ones = np.ones_like(column)
-        return row(name, figure.basis, ones * figure.low, ones * figure.usual, ones * figure.high)
+        return entry(name, figure.basis, ones * figure.low, ones * figure.usual, ones * figure.high)
 
     entries = [
-        row(TensorClass.WEIGHTS, "computed from the tensor list", column),
-        row(TensorClass.KV_CACHE, "computed, whole pages", kv),
-        row(
+        entry(TensorClass.WEIGHTS, "computed from the tensor list", column),
+        entry(TensorClass.KV_CACHE, "computed, whole pages", kv),
+        entry(
             TensorClass.ACTIVATIONS,
             "computed from the liveness of the lowered operators",
             *(activations * factor for factor in ACTIVATION_SPREAD),
         ),
     ]
-    entries += _beside(scenario, column, row)
+    entries += _beside(scenario, column)
     if scenario.placement.stretches:
-        entries += _elsewhere(away, column, row)
+        entries += _elsewhere(away, column)
     if device.vendor != "nvidia":
         return Ledger(tuple(entries))
-    workspace = WORKSPACE.get(device.architecture, WORKSPACE_ELSEWHERE)
-    space = (np.ones_like(column) * workspace * n for n in WORKSPACE_STREAMS)
-    entries.append(row(TensorClass.WORKSPACE, "cuBLAS workspace of one to four streams (PyTorch)", *space))
-    held = column + kv + activations
-    slack = (held * share for share in ALLOCATOR_SHARE)
-    entries.append(row(TensorClass.ALLOCATOR, "reserved over allocated in public logs: 1.002 to 1.024", *slack))
+    entries += allocated_beside(device, column + kv + activations)
     if scenario.engine.graphs:
         entries.append(ranged(TensorClass.GRAPHS, GRAPHS_EXPERTS if scenario.model.has_experts else GRAPHS_DENSE))
     if scenario.sharding.devices > 1:
         entries.append(ranged(TensorClass.COMMUNICATORS, _group(scenario)))
-    context = CONTEXT.get(device.architecture, CONTEXT_ELSEWHERE)
-    entries.append(ranged(TensorClass.CONTEXT, _added(context, FIRST_USE)))
-    return Ledger(tuple(entries))
+    return Ledger((*entries, context_entry(device, column)))
+
+
+def entry(name: TensorClass, basis: str, *figures: Array, tier: MemoryTier = MemoryTier.HBM) -> Entry:
+    """A row of a ledger from its lowest, usual and highest bytes, or one figure for all three."""
+    low, usual, high = figures if len(figures) == 3 else figures * 3
+    return Entry(name, tier, low, usual, high, basis)
+
+
+def allocated_beside(device: Device, held: Array) -> tuple[Entry, Entry]:
+    """What PyTorch allocates on an NVIDIA device beside the `held` bytes of tensors: workspaces, allocator slack."""
+    workspace = WORKSPACE.get(device.architecture, WORKSPACE_ELSEWHERE)
+    space = (np.ones_like(held) * workspace * n for n in WORKSPACE_STREAMS)
+    slack = (held * share for share in ALLOCATOR_SHARE)
+    return (
+        entry(TensorClass.WORKSPACE, "cuBLAS workspace of one to four streams (PyTorch)", *space),
+        entry(TensorClass.ALLOCATOR, "reserved over allocated in public logs: 1.002 to 1.024", *slack),
+    )
+
+
+def context_entry(device: Device, like: Array) -> Entry:
+    """What the driver and libraries hold on an NVIDIA device, as an array like another."""
+    context = _added(CONTEXT.get(device.architecture, CONTEXT_ELSEWHERE), FIRST_USE)
+    figures = (np.ones_like(like) * figure for figure in (context.low, context.usual, context.high))
+    return entry(TensorClass.CONTEXT, context.basis, *figures)
 
 
 def adapter_bytes(scenario: Scenario) -> float:
@@ -228,35 +250,35 @@ def adapter_bytes(scenario: Scenario) -> float:
     return extras.adapters * elements * 2.0 / sharding.devices
 
 
-def _beside(scenario: Scenario, column: Array, row: Callable[..., Entry]) -> list[Entry]:
+def _beside(scenario: Scenario, column: Array) -> list[Entry]:
     """Adapters and a draft model, where there are any; the draft runs on every device in the activations' format."""
     entries, extras = [], scenario.extras
     if extras.adapters:
         size = np.ones_like(column) * adapter_bytes(scenario)
-        entries.append(row(TensorClass.ADAPTERS, "computed: rank x (rows + cols) of every matrix", size))
+        entries.append(entry(TensorClass.ADAPTERS, "computed: rank x (rows + cols) of every matrix", size))
     if extras.draft is not None:
         one = Sharding(tp=scenario.sharding.tp)
         numerics = Numerics(extras.draft.native, scenario.numerics.kv, scenario.numerics.activations)
         draft = scenario.but(model=extras.draft, sharding=one, numerics=numerics, extras=Extras())
         size = stage_weight_bytes(draft).reshape(-1, *([1] * (column.ndim - 1))) + kv_cache_bytes(draft)
-        entries.append(row(TensorClass.DRAFT, "computed: the draft's weights and state", np.ones_like(column) * size))
+        entries.append(entry(TensorClass.DRAFT, "computed: the draft's weights and state", np.ones_like(column) * size))
     return entries
 
 
-def _elsewhere(away: Moved, column: Array, row: Callable[..., Entry]) -> list[Entry]:
+def _elsewhere(away: Moved, column: Array) -> list[Entry]:
     """What a placement keeps in host memory and on its drive, and the buffers it copies through."""
     ones = np.ones_like(column)
     host, two = MemoryTier.HOST, "two buffers of the largest copied part"
     entries = [
-        row(TensorClass.WEIGHTS, "computed from the tensor list", ones * away.host_weights, tier=host),
-        row(TensorClass.KV_CACHE, "computed, whole pages", ones * away.host_state, tier=host),
+        entry(TensorClass.WEIGHTS, "computed from the tensor list", ones * away.host_weights, tier=host),
+        entry(TensorClass.KV_CACHE, "computed, whole pages", ones * away.host_state, tier=host),
     ]
     if away.staging:
-        entries.append(row(TensorClass.STAGING, two, ones * away.staging))
-        entries.append(row(TensorClass.STAGING, f"{two}, pinned", ones * away.staging, tier=host))
+        entries.append(entry(TensorClass.STAGING, two, ones * away.staging))
+        entries.append(entry(TensorClass.STAGING, f"{two}, pinned", ones * away.staging, tier=host))
     if away.drive_weights:
         entries.append(
-            row(TensorClass.WEIGHTS, "read from the drive", ones * away.drive_weights, tier=MemoryTier.STORAGE)
+            entry(TensorClass.WEIGHTS, "read from the drive", ones * away.drive_weights, tier=MemoryTier.STORAGE)
         )
     return entries
 

@@ -28,7 +28,7 @@ from .lowering.decoder import lower
 from .operators import Attention, Copy, Experts, Kernel, KernelName, LatentAttention, one_row
 from .overlap import norm_of
 from .placement import layer_bytes
-from .scenario import ON_DEVICE, Phase, Scenario, Sharding, Step, Stretch, Where
+from .scenario import ON_DEVICE, Number, Phase, Scenario, Sharding, Step, Stretch, Where
 from .schedule import Priced, price
 from .workload.model import Experts as ExpertsFacts
 from .workload.routing import Routing, popularity
@@ -127,7 +127,7 @@ class StepCosts:
         size = tokens * self.scenario.model.hidden * self.scenario.numerics.activations.bytes
         return self.copy(size).scaled(2.0)
 
-    def copy(self, size: float) -> Estimate:
+    def copy(self, size: Number) -> Estimate:
         """A copy of so many bytes over the host link."""
         table = one_row(Copy, "host copy", "model", 1, Kernel(KernelName.HOST_COPY, DType.BF16), copy_bytes=size)
         return estimate(table, self.scenario.fleet, self.calibrations).row(0)

@@ -64,8 +64,8 @@ class Kernel(NamedTuple):
 
     @property
     def arithmetic(self) -> DType:
-        """The format whose peak rate bounds it: weight-only kernels and attention multiply in 16 bits."""
-        return self.dtype if self.name in MULTIPLIES_AS_STORED else DType.BF16
+        """The format whose peak rate bounds it: weight-only kernels and attention multiply in 16 bits, or in fp32."""
+        return self.dtype if self.name in MULTIPLIES_AS_STORED or self.dtype is DType.FP32 else DType.BF16
 
     def __str__(self) -> str:
         return f"{self.name}/{self.dtype}"
@@ -88,6 +88,10 @@ class Table:
             for name, value in columns.items()
         }
         return dataclasses.replace(self, **picked)
+
+    def repeated(self, times: float) -> Self:
+        """The table of as many repetitions of the same work."""
+        return dataclasses.replace(self, count=self.count * times)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +119,11 @@ class Attention(Table):
     window: Array
     kv_bytes: Array
     activation_bytes: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Bidirectional(Attention):
+    """The same where every query sees every one of the `kv_tokens` keys: encoders, denoisers, attention across."""
 
 
 @dataclass(frozen=True, eq=False)

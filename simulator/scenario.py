@@ -21,19 +21,20 @@ from .workload.formats import WeightFormat
 from .workload.model import Experts, Model
 from .workload.routing import Routing
 
-Number = int | npt.NDArray[np.float64]
+Number = float | npt.NDArray[np.float64]
 
 
 class Sharding(NamedTuple):
     """How a model is cut over devices: tensor parallel within a stage, pipeline stages one after another.
 
     With expert parallelism the ranks of a tensor-parallel group hold whole experts in `ep` groups; within a group
-    each expert is cut `tp / ep` ways.
+    each expert is cut `tp / ep` ways. `stages` are the layers of each stage where they are not as even as possible.
     """
 
     tp: int = 1
     pp: int = 1
     ep: int = 1
+    stages: tuple[int, ...] = ()
 
     @property
     def devices(self) -> int:
@@ -127,9 +128,10 @@ class Engine:
 
     `memory_utilization` is the share of the device an engine may claim: 0.9 is vLLM's `gpu_memory_utilization`
     up to version 0.20. `max_batched_tokens` bounds one step's tokens (vLLM's default for servers on large
-    devices is 8192), `block_tokens` is the page of the KV cache, `graphs` whether CUDA graphs are captured. `name`
-    picks the engine whose kernels were measured; prompts ride along with decode steps (`mixes_prefill`) or have steps
-    of their own, cut into chunks (`chunks_prefill`) or whole; `step_overhead_s` is a step's time beside its kernels.
+    devices is 8192), `block_tokens` is the page of the KV cache, `graphs` whether CUDA graphs are captured,
+    `flash_attention` whether attention keeps no scores in memory (their time is not modelled). `name` picks the engine
+    whose kernels were measured; prompts ride along with decode steps (`mixes_prefill`) or have steps of their own, cut
+    into chunks (`chunks_prefill`) or whole; `step_overhead_s` is a step's time beside its kernels.
     llama.cpp looks tokens up on the host (`embeds_on_host`), keeps room for the logits of every token of a step
     (`logits_for_all`) and samples on the host. `offloads` are the modes of placement it can run (none named: any);
     `fp4_expert_multiples` are the multiples its 4-bit float experts' hidden and own widths are padded to;
@@ -140,6 +142,7 @@ class Engine:
     max_batched_tokens: int = 8192
     block_tokens: int = 16
     graphs: bool = True
+    flash_attention: bool = True
     routing: Routing = Routing.POWER_LAW
     routing_alpha: float = 1.01
     name: str = "vllm"
@@ -207,6 +210,13 @@ class Step(NamedTuple):
         return np.asarray(np.asarray(self.past_tokens, float) + np.asarray(self.new_tokens, float))
 
     @property
+    def first_sequences(self) -> npt.NDArray[np.float64]:
+        """Sequences of this part whose first tokens it takes in: a source that they read is encoded now."""
+        if self.phase is Phase.DECODE:
+            return np.zeros(())
+        return np.asarray(np.asarray(self.sequences, float) * (np.asarray(self.past_tokens, float) == 0))
+
+    @property
     def logits(self) -> npt.NDArray[np.float64]:
         """Positions of this part that logits are made for."""
         return np.asarray(self.sequences if self.logit_tokens is None else self.logit_tokens, float)
@@ -255,6 +265,12 @@ class Scenario:
                 value=self.fleet.label,
                 remedy="ask for a smaller --tp or --pp",
             )
+        if self.sharding.stages and (len(self.sharding.stages), sum(self.sharding.stages)) != (
+            self.sharding.pp,
+            self.model.layers,
+        ):
+            problem = f"must cut {self.model.layers} layers into {self.sharding.pp} stages"
+            raise InputError(problem, key="stages", value=self.sharding.stages)
         if self.sharding.ep != 1:
             self._refuse_uneven_experts()
 
@@ -279,11 +295,10 @@ class Scenario:
 
 
 def stage_layers(model: Model, sharding: Sharding) -> tuple[tuple[int, ...], ...]:
-    """Layers of each block on each pipeline stage: contiguous, as even as possible, the earlier stages one more."""
+    """Layers of each block on each stage: contiguous; unless stated as even as possible, early stages one more."""
     base, extra = divmod(model.layers, sharding.pp)
     stages, start = [], 0
-    for stage in range(sharding.pp):
-        size = base + (stage < extra)
+    for size in sharding.stages or [base + (stage < extra) for stage in range(sharding.pp)]:
         part = model.pattern[start : start + size]
         stages.append(tuple(part.count(block) for block in range(len(model.blocks))))
         start += size

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..hwspecs.device import Fleet
 from .calibration import CalibrationSet
 from .costs import estimate
 from .estimate import Array, Estimate, total
 from .lowering.decoder import Program
-from .operators import Table
+from .operators import Operators, Table
 from .scenario import Scenario
 
 COMPOSITION_LOG_SD = 0.106
@@ -32,7 +33,12 @@ class Priced(NamedTuple):
 
 def price(program: Program, scenario: Scenario, calibrations: CalibrationSet) -> tuple[Priced, ...]:
     """Every table of a program with its times."""
-    return tuple(Priced(t, estimate(t, scenario.fleet, calibrations)) for t in program.operators.tables)
+    return price_operators(program.operators, scenario.fleet, calibrations)
+
+
+def price_operators(operators: Operators, fleet: Fleet, calibrations: CalibrationSet) -> tuple[Priced, ...]:
+    """Every table with its times."""
+    return tuple(Priced(t, estimate(t, fleet, calibrations)) for t in operators.tables)
 
 
 class Stages(NamedTuple):

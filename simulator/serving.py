@@ -140,13 +140,15 @@ def steps_of(scenario: Scenario, load: Load, running: Array) -> Steps:
     met = wave if load.alike else np.minimum(1.0 + coming, wave)
     share = np.minimum(coming / together, 1.0) if engine.mixes_prefill else np.asarray(coming / together)
 
-    def taking(prompts: Array) -> Step:
+    def taking(prompts: Array, in_company: bool = True) -> Step:
         size = np.asarray(load.prompt / pieces)
         prefill = Step(Phase.PREFILL, prompts, size, size * (pieces - 1) / 2)
-        return _decoding(load, running / stages)._replace(riding=prefill) if engine.mixes_prefill else prefill
+        mixed = engine.mixes_prefill and in_company
+        return _decoding(load, running / stages)._replace(riding=prefill) if mixed else prefill
 
     decode = _decoding(load, running / stages, engine.graphs)
-    return Steps(decode, taking(together), taking(met), share, np.asarray(coming / wave), pieces, wave)
+    own = taking(met, in_company=bool(np.any(np.asarray(load.clients) > 1)))
+    return Steps(decode, taking(together), own, share, np.asarray(coming / wave), pieces, wave)
 
 
 def _endured(mixes: bool, load: Load, running: Array, wave: Array) -> Array:

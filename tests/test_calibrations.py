@@ -53,7 +53,7 @@ def test_constants_of_runtimes_are_three_and_alike(path: Path) -> None:
     assert {(c.device, c.engine, c.parameters) for c in entries} == {(f"any-{vendor}", engine, entries[0].parameters)}
     floor, compute, memory = entries[0].parameters
     assert 1e-7 < floor < 1e-4 and 0.01 < compute < 1 and 0.1 < memory < 1
-    assert {c.kernel for c in entries} == set(runtimes.KERNELS) and entries[0].own_log_sd > 0.1
+    assert {c.kernel for c in entries} == set(runtimes.KERNELS) and entries[0].own_log_sd == runtimes.OWN_LOG_SD
 
 
 @pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda p: p.stem)

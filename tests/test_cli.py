@@ -22,7 +22,7 @@ ANSWERS = [
     ["fits", "--gpu", "rtx-4090"],
     ["fits", "--gpu", "rtx-4090", "--ram", "64GB"],
     ["fits", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--context", "32k", "--batch", "8"],
-    ["fits", "mixtral-8x7b", "--gpu", "rtx-4090", "--ram", "16GB"],
+    ["fits", "mixtral-8x7b", "--gpu", "rtx-4090", "--ram", "8GB"],
     ["fits", "qwen3-32b"],
     ["fits", "llama-3.1-8b", "--vram", "24GB", "--bandwidth", "1TB/s"],
     ["explain", "qwen3-32b", "--gpu", "h200", "--batch", "16", "--context", "8k"],
@@ -49,7 +49,7 @@ ANSWERS = [
     ["validate", "--kernels", "--device", "a100-80gb", "--engine", "vllm"],
 ]
 NO = [
-    ["fits", "mixtral-8x7b", "--gpu", "rtx-4090", "--ram", "16GB"],
+    ["fits", "mixtral-8x7b", "--gpu", "rtx-4090", "--ram", "8GB"],
     ["serve", "llama-3.1-70b", "--gpu", "rtx-4090", "--clients", "2", "--prompt", "1k", "--output", "512"],
 ]
 

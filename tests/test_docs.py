@@ -57,6 +57,8 @@ def test_the_readme_shows_what_the_tool_prints(capsys: pytest.CaptureFixture[str
         ["fits", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--context", "32k", "--batch", "8"],
         ["serve", "llama-3.1-70b", "--gpu", "2xh100-sxm", "--clients", "32", "--prompt", "1k", "--output", "512"],
         ["sweep", "llama-3.1-8b", "--gpu", "rtx-4090,h200", "--weights", "bf16,fp8"],
+        ["fits", "qwen3-30b-a3b", "--gpu", "rtx-3060", "--ram", "32GB", "--weights", "q4_k_m"],
+        ["fits", "sdxl", "--gpu", "rtx-3060"],
     ):
         cli.run(words)
         assert capsys.readouterr().out.strip() in README

@@ -84,6 +84,7 @@ def test_trouble_is_seen_before_any_work(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="--parquet: would overwrite what --csv names"):
         check({"--csv": mine, "--parquet": tmp_path / "." / "mine.csv"})
+    mine.write_text("")
     with pytest.raises(InputError, match="--csv: would overwrite what MODEL names"):
         check({"--csv": mine}, {"MODEL": mine})
     with pytest.raises(SurroundingsError, match="no such folder"):

@@ -428,4 +428,6 @@ def test_every_bundled_family_that_llama_cpp_knows_is_written_above() -> None:
     covered = {family for family, *_ in CASES.values()} | {"mistral", "qwen2", "qwen3", "qwen3_moe"}
     bundled = {zoo.bundled(name).family for name in zoo.names()}
     known = set(ARCHITECTURES.values())
-    assert bundled & known - covered <= {"smollm3", "ernie4_5", "ernie4_5_moe", "exaone", "nemotron"}
+    assert bundled & known - covered <= {
+        "deepseek", "ernie4_5", "ernie4_5_moe", "exaone", "nemotron", "qwen3_5_moe_text", "qwen3_5_text", "smollm3",
+    }  # fmt: skip

@@ -352,6 +352,8 @@ def test_every_answer_about_a_guessed_family_says_so(tmp_path: Path, capsys: pyt
         ("big-IQ2_XXS-00001-of-00003.gguf", "IQ2_XXS"),
         ("gpt-oss-20b-mxfp4_moe.gguf", "MXFP4_MOE"),
         ("x-bf16.gguf", "BF16"),
+        ("Qwen3-30B-A3B-UD-Q4_K_XL.gguf", "Q4_K_XL"),
+        ("gpt-oss-20b-MXFP4.gguf", "MXFP4"),
         ("qwen2.5-coder.gguf", ""),
     ],
 )

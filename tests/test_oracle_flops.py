@@ -193,6 +193,7 @@ NOT_LIKE_TORCH = {
     "gemma3n_text": "copies of the hidden state are mixed by small products that are left out",
     "chatglm": "no class",
     "deepseek": "no class",
+    **dict.fromkeys(("t5", "mt5", "umt5", "bart", "whisper"), "reads a source (tests/test_oracle_networks.py)"),
     "mllama_text_model": "the class leaves out layers that attend to an image where there is none",
     "deepseek_v32": "the indexer of sparse attention is counted in bytes only",
     "glm_moe_dsa": "the indexer of sparse attention is counted in bytes only",

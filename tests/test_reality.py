@@ -73,3 +73,10 @@ def test_fits_surely_is_never_said_of_what_did_not_fit() -> None:
 @pytest.mark.parametrize("row", [r for r in memories.rows() if r.quantity in memories.LEFT], ids=lambda r: r.id)
 def test_what_is_left_for_the_cache_is_a_figure(row: memories.Row) -> None:
     assert np.isfinite(memories.predict(row).value)
+
+
+def test_scores_are_kept_without_flash_attention() -> None:
+    row = next(r for r in memories.rows() if r.id == "m030")
+    with_scores, without = (memories.predict(row._replace(flash_attention=f)).value for f in (False, True))
+    scores = 512 * 8192 * 28 * 4.0  # tokens of a step, context, heads, bytes
+    assert without < scores < with_scores < scores * 1.1

@@ -26,7 +26,7 @@ from roofplan.simulator.explain import CAUSES, shares
 from roofplan.simulator.inference import decode_in_detail, prefill
 from roofplan.simulator.memory import ledger
 from roofplan.simulator.planner import fit
-from roofplan.simulator.planner.fit import Verdict, Wishes
+from roofplan.simulator.planner.fit import Offload, Verdict, Wishes
 from roofplan.simulator.report import contract, progress, sweep_files
 from roofplan.simulator.report.sweep_account import axes_of
 from roofplan.simulator.scenario import Scenario
@@ -215,7 +215,7 @@ def test_columns_are_what_fits_prints(report: Any) -> None:
             assert (row["batch"], row["context_tokens"], row["prompt_tokens"]) == (b, c, c)
             fleet, _ = api.load_fleet(f"{series.device_count}x{series.device}")
             scenario = api.make_scenario(api.load_model("llama-3.1-8b"), fleet, batch=b, context=c)
-            wishes = Wishes(weight_format(series.weights), kv_format(series.kv))
+            wishes = Wishes(weight_format(series.weights), kv_format(series.kv), offload=Offload.NEVER)
             fits = api.ask_fit(scenario, api.load_calibrations(fleet), wishes)
             one, layout = fits.answer, fits.question.layout
             assert row["verdict"] == one.verdict
@@ -520,8 +520,11 @@ def test_points_are_counted_as_they_are_done(monkeypatch: pytest.MonkeyPatch) ->
         zoo.bundled("llama-3.1-8b"), [api.load_fleet("h200")[0]], batch="1:20:1", context="1k:64k:1k"
     )
     done: list[int] = []
-    sweeps.ask_sweep(asked, done.append)
+    whole = sweep_files.frame(sweeps.ask_sweep(asked, done.append))
     assert sum(done) == asked.points == 3 * 20 * 64 and len(done) > 50
+    monkeypatch.setattr(sweeps, "POINTS_AT_ONCE", 3 * 64)
+    again = sweep_files.frame(sweeps.ask_sweep(asked))
+    pd.testing.assert_frame_equal(whole, again, check_exact=False, rtol=1e-12)
 
 
 def test_a_million_points_are_cut_into_blocks_and_stay_the_same() -> None:

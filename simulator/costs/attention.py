@@ -14,7 +14,8 @@ Work is spread over multiprocessors or hangs on the longest tile; memory traffic
 A tile holds R = 128 queries of one head, or 128 / G of G packed ones. The i-th of a sequence multiplies min(past + i R,
 longest) keys, all of them together at least 128 a tile; longest is all keys in whole blocks of 128, or window + R + 64
 where that is less. Heads are packed where a head's queries alone would fill less than 0.9 of what packed ones fill of
-their tiles.
+their tiles. Bidirectional attention has no mask: every tile multiplies all keys in whole blocks of 128 (the public
+tables hold none of it).
 
 Decode, one query a sequence, n = sequences x KV heads x ceil(G / 64) blocks:
 
@@ -36,7 +37,7 @@ import numpy as np
 
 from ..calibration import Cache, Denominators
 from ..estimate import Array, Terms
-from ..operators import Attention
+from ..operators import Attention, Bidirectional
 from ..overlap import norm_of
 from ..parameters import FlashPrefill, SplitKvDecode
 
@@ -52,8 +53,10 @@ L2_EXPONENT = 4  # how sharply a benchmark's KV cache falls out of L2
 def pairs(table: Attention) -> Array:
     """(query, key) pairs of one head of one sequence that causal masking and the window keep.
 
-    Query i (1-based) sees min(past + i, window) keys.
+    Query i (1-based) sees min(past + i, window) keys; all of them where attention is bidirectional.
     """
+    if isinstance(table, Bidirectional):
+        return np.asarray(table.new_tokens * table.kv_tokens)
     q, past, window = table.new_tokens, table.kv_tokens - table.new_tokens, table.window
     growing = np.clip(window - past, 0.0, q)  # queries that still see everything before them
     return np.asarray(growing * past + growing * (growing + 1) / 2 + (q - growing) * np.minimum(window, past + q))
@@ -67,6 +70,8 @@ def causal_factor(new_tokens: Array, kv_tokens: Array) -> Array:
 
 def keys_read(table: Attention) -> Array:
     """Keys of one sequence that any query sees, so that must be read."""
+    if isinstance(table, Bidirectional):
+        return table.kv_tokens
     return np.asarray(np.minimum(table.kv_tokens, table.window + table.new_tokens - 1))
 
 
@@ -106,6 +111,8 @@ def tiling(table: Attention, packs_heads: bool) -> Tiling:
     packed = packs_heads & (new / whole(new) < 0.9 * new * group / whole(new * group))
     shared = np.where(packed, group, 1.0)
     rows, tiles = TILE / shared, np.ceil(new * shared / TILE)
+    if isinstance(table, Bidirectional):
+        return Tiling(table.heads / shared, tiles, TILE * tiles * whole(total), whole(total))
     limit = np.minimum(whole(total), table.window + rows + TILE / 2)
     growing = np.clip(np.floor((limit - (total - new)) / rows), 0.0, tiles)
     keys = growing * (total - new) + rows * growing * (growing + 1) / 2 + (tiles - growing) * limit

@@ -10,14 +10,14 @@ import math
 import numpy as np
 
 from ..estimate import Array
-from ..operators import NO_WINDOW, Attention, Collective, Kernel, KernelName, Table, one_row
+from ..operators import NO_WINDOW, Attention, Bidirectional, Collective, Kernel, KernelName, Table, one_row
 from ..scenario import Phase, Step
 from ..workload import layers as workload
 from ..workload.formats import kv_element_bytes
 from ..workload.layers import Role
 from .latent import latent_nodes, latent_operators
 from .linear import all_reduce, elementwise_row, find, gemm_row
-from .program import Node, Shard
+from .program import Buffer, Node, Shard
 from .recurrent import recurrent_nodes, recurrent_operators
 
 
@@ -79,21 +79,16 @@ def _attending(shard: Shard, index: int, a: workload.Attention, roles: tuple[Rol
 
 def _source_tokens(shard: Shard, part: Step) -> Array:
     """Tokens of the encoder whose keys and values a part of the step makes: all with its first tokens."""
-    if part.phase is Phase.DECODE:
-        return np.zeros(())
-    first = np.asarray(part.past_tokens, float) == 0
-    return np.asarray(np.asarray(part.sequences, float) * shard.scenario.model.encoder_tokens * first)
+    return np.asarray(part.first_sequences * shard.scenario.model.encoder_tokens)
 
 
 def _attention_row(shard: Shard, index: int, a: workload.Attention, part: Step) -> Attention:
     kv = shard.scenario.numerics.kv
     heads, kv_heads = heads_per_rank(a, shard.tp)
-    seen = part.kv_tokens
-    if a.cross:  # every token sees all of the source: as many pairs as causal attention with half the new tokens more
-        seen = np.asarray(shard.scenario.model.encoder_tokens + (np.asarray(part.new_tokens, float) - 1) / 2)
+    seen = np.asarray(shard.scenario.model.encoder_tokens, float) if a.cross else part.kv_tokens
     name = KernelName.ATTENTION_DECODE if part.phase is Phase.DECODE else KernelName.ATTENTION_PREFILL
     return one_row(
-        Attention,
+        Bidirectional if a.cross else Attention,
         "attention",
         shard.scenario.model.blocks[index].name,
         shard.layer_count(index),
@@ -123,6 +118,13 @@ def _whole_norm_all_reduce(shard: Shard, index: int, a: workload.Attention) -> l
     return [one_row(Collective, "qk norm all-reduce", layer, count, kernel, message_bytes=message, ranks=shard.tp)]
 
 
+def _scores(shard: Shard, a: workload.Attention, heads: int) -> Buffer:
+    """Scores of every query against the whole cache in 32 bits, as llama.cpp makes them without flash attention."""
+    seen = np.asarray(shard.scenario.context, float)
+    seen = seen if a.window is None else np.minimum(seen, a.window)
+    return shard.activation_of("scores", heads, shard.tokens * seen, 4.0)
+
+
 def attention_nodes(shard: Shard, index: int) -> list[Node]:
     """Dataflow of the mixing of one layer: reads `hidden`, writes `between`."""
     model = shard.scenario.model
@@ -136,11 +138,12 @@ def attention_nodes(shard: Shard, index: int) -> list[Node]:
             return [Node("pass on", ("hidden",), (shard.activation_of("between", 0),))]
     heads, kv_heads = heads_per_rank(a, shard.tp)
     q, k, v, attended = heads * a.head_dim, kv_heads * a.head_dim, kv_heads * a.value_width, heads * a.value_width
+    scores = () if shard.scenario.engine.flash_attention else (_scores(shard, a, heads),)
     return [
         Node("norm", ("hidden",), (shard.activation_of("normed", model.hidden),)),
         Node("qkv", ("normed",), tuple(shard.activation_of(n, w) for n, w in (("q", q), ("k", k), ("v", v)))),
         Node("rope", ("q", "k"), (shard.activation_of("q rotated", q), shard.activation_of("k rotated", k))),
-        Node("attention", ("q rotated", "k rotated", "v"), (shard.activation_of("attended", attended),)),
+        Node("attention", ("q rotated", "k rotated", "v"), (shard.activation_of("attended", attended), *scores)),
         Node("out", ("attended",), (shard.activation_of("projected", model.hidden),)),
         Node("return", ("normed", "q rotated", "k rotated", "v")),
         Node("add", ("hidden", "projected"), (shard.activation_of("between", model.hidden),)),

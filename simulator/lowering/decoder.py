@@ -10,6 +10,7 @@ from ..scenario import Scenario, Step
 from .attention import attention_nodes, attention_operators
 from .feedforward import feedforward_nodes, feedforward_operators
 from .head import embedding_nodes, embedding_operators, handover_operators, head_nodes, head_operators
+from .network import source_operators
 from .program import Node, Shard
 from .side import layer_side_operators, model_side_operators
 
@@ -27,7 +28,7 @@ class Program:
     @cached_property
     def operators(self) -> Operators:
         """Tables of operators for the cost models."""
-        rows: list[Table] = embedding_operators(self.shard)
+        rows: list[Table] = source_operators(self.shard) + embedding_operators(self.shard)
         for index in range(len(self.shard.scenario.model.blocks)):
             rows += attention_operators(self.shard, index) + feedforward_operators(self.shard, index)
             rows += layer_side_operators(self.shard, index)

@@ -7,6 +7,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from ...hwspecs.device import Fleet
 from ..estimate import Array
 from ..memory import Ledger, ledger
 from ..scenario import Engine, Scenario
@@ -37,9 +38,15 @@ def room_bytes(scenario: Scenario, memory: Ledger, level: Verdict) -> Array:
     tight:  the lowest figure must stay within the memory that is there (a ninth above the budget by default): it
             depends on driver, version and luck.
     """
+    return room(scenario.fleet, scenario.engine.memory_utilization, memory, level)
+
+
+def room(fleet: Fleet, memory_utilization: float, memory: Ledger, level: Verdict) -> Array:
+    """The same of a ledger on a fleet, of whose devices a share may be claimed."""
+    usable = fleet.usable_bytes()
     if level is Verdict.SURELY:
-        return np.asarray(budget_bytes(scenario) - np.max(memory.high_bytes(), axis=0))
-    most = min(scenario.fleet.usable_bytes(), budget_bytes(scenario) / Engine().memory_utilization)
+        return np.asarray(memory_utilization * usable - np.max(memory.high_bytes(), axis=0))
+    most = min(usable, memory_utilization * usable / Engine().memory_utilization)
     return np.asarray(most - np.max(memory.low_bytes(), axis=0))
 
 

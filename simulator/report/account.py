@@ -90,7 +90,9 @@ def flags_of(scenario: Scenario, wishes: Wishes) -> str:
         words += [f"--memory-utilization {engine.memory_utilization:g}"]
     if engine.max_batched_tokens != default.max_batched_tokens:
         words += [f"--max-batched-tokens {engine.max_batched_tokens}"]
-    return " ".join(words + ([] if engine.graphs else ["--no-graphs"]))
+    words += [] if engine.graphs else ["--no-graphs"]
+    words += [] if engine.flash_attention else ["--no-flash-attention"]
+    return " ".join(words)
 
 
 def needed(memory: Ledger) -> a.Quantity:

@@ -182,7 +182,17 @@ def _comparison(out: Console, answer: a.Comparison) -> None:
     out.print(table(["number", "unit", *answer.devices], rows, left=2))
 
 
-_MODEL_COLUMNS = ["model", "family", "parameters", "active", "layers", "context", "weights", "KV per token"]
+_MODEL_COLUMNS = [
+    "model",
+    "family",
+    "parameters",
+    "active",
+    "layers",
+    "context",
+    "weights",
+    "KV per token",
+    "counted by",
+]
 
 
 def _model_row(m: a.ModelRow) -> list[str]:
@@ -192,9 +202,10 @@ def _model_row(m: a.ModelRow) -> list[str]:
         format_count(m.parameters),
         format_count(m.active_parameters),
         str(m.layers),
-        f"{m.max_context:,}",
+        f"{m.max_context:,}" if m.max_context else "-",
         format_gib(m.weight_bytes),
-        format_bytes(m.kv_bytes_per_token),
+        format_bytes(m.kv_bytes_per_token) if m.kv_bytes_per_token else "-",
+        m.oracle or "-",
     ]
 
 

@@ -20,6 +20,8 @@ from ..answers import (
     FitAnswer,
     FitList,
     MemoryAnswer,
+    PassAnswer,
+    PassList,
     Question,
     Report,
     SchemaId,
@@ -30,12 +32,13 @@ from ..answers import (
 
 if TYPE_CHECKING:
     from ..catalogue import CatalogueAnswer
+    from ..plan_answers import PlanAnswer
 
 SCHEMA_FILE = Path(__file__).parent / "schema.json"
 
 
 def envelope(
-    answer: Answer | CatalogueAnswer,
+    answer: Answer | CatalogueAnswer | PlanAnswer,
     question: Question | None = None,
     evidence: Evidence | None = None,
     warnings: tuple[str, ...] = (),
@@ -49,12 +52,12 @@ def with_warnings(report: Report, notes: tuple[str, ...]) -> Report:
     return report._replace(warnings=(*report.warnings, *notes))
 
 
-def is_no(answer: Answer | CatalogueAnswer) -> bool:
+def is_no(answer: Answer | CatalogueAnswer | PlanAnswer) -> bool:
     """Whether an answer is an honest no: nothing asked about fits, or a check found something."""
     match answer:
-        case FitAnswer() | MemoryAnswer() | ServeAnswer():
+        case FitAnswer() | MemoryAnswer() | ServeAnswer() | PassAnswer():
             return answer.verdict == "no"
-        case FitList():
+        case FitList() | PassList():
             return all(row.verdict == "no" for row in answer.rows)
         case SweepAnswer():
             verdict = answer.columns.verdict
@@ -62,9 +65,12 @@ def is_no(answer: Answer | CatalogueAnswer) -> bool:
         case ExplainAnswer():
             return False
     from ..catalogue import CalibrationReport, LintReport, Validation
+    from ..plan_answers import PlanAnswer
 
     if isinstance(answer, CalibrationReport):
         return not all(gate.held for gate in answer.gates)
+    if isinstance(answer, PlanAnswer):
+        return answer.verdict == "no"
     if isinstance(answer, Validation):
         return not all(bound.held for bound in answer.bounds)
     return isinstance(answer, LintReport) and bool(answer.findings)

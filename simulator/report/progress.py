@@ -45,6 +45,27 @@ class Bars:
         return tick
 
 
+class Doing:
+    """Says in one line what is being done, from a second on; gone when it is over."""
+
+    def __init__(self) -> None:
+        self._since, self._live, self._said = time.monotonic(), sys.stderr.isatty(), False
+
+    def __enter__(self) -> Callable[[str], None]:
+        return self._say
+
+    def __exit__(self, *_: object) -> None:
+        if self._said:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def _say(self, what: str) -> None:
+        if self._live:
+            self._said = True
+            sys.stderr.write(f"\r\x1b[K{what} ...")
+            sys.stderr.flush()
+
+
 def _started() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -13,12 +13,12 @@ import types
 import typing
 from typing import Any
 
-from .. import answers, catalogue
+from .. import answers, catalogue, plan_answers
 from ..answers import SCHEMA_NAME, SCHEMA_VERSION, ErrorReport, Report
 from .contract import SCHEMA_FILE
 
 _COLUMNS = {"Words": tuple[str, ...], "Counts": tuple[int, ...], "Numbers": tuple[float | None, ...]}
-_NAMES = {**vars(catalogue), **vars(answers), **_COLUMNS}
+_NAMES = {**vars(catalogue), **vars(plan_answers), **vars(answers), **_COLUMNS}
 
 
 @functools.cache

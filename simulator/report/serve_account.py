@@ -85,7 +85,7 @@ def refused(chosen: Candidate, load: Load, next_step: str) -> a.ServeAnswer:
 
 def _decode_step_of(scenario: Scenario, load: Load, running: float, wishes: Wishes) -> str:
     """How to open the decode step of these requests half way through their answers, in this precision and layout."""
-    numerics, (tp, pp, ep) = scenario.numerics, scenario.sharding
+    numerics, (tp, pp, ep, *_) = scenario.numerics, scenario.sharding
     model = scenario.model
     # Nothing was chosen, and not every stored format has a name.
     stored = len(weight_choices(model)) == 1 and numerics.weights.name == model.native.name

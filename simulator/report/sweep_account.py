@@ -49,7 +49,7 @@ def fill(columns: a.SweepColumns, rows: slice, asked: Scenario, layouts: Sequenc
         return np.where(fits, values, np.nan)
 
     batch = np.asarray(asked.batch)
-    degrees = np.array(layouts, np.int16)[found.layout]
+    degrees = np.array([(s.tp, s.pp, s.ep) for s in layouts], np.int16)[found.layout]
     written = a.SweepColumns(
         device=_same(columns.device, asked.fleet.device.key),
         device_count=np.asarray(asked.fleet.count),
@@ -105,16 +105,16 @@ def corners(batches: Values, contexts: Values) -> tuple[tuple[int, int], ...]:
     return tuple(dict.fromkeys((int(batches[i]), int(contexts[j])) for i, j in places))
 
 
-def series_of(asked: Scenario, layouts: Sequence[Sharding], found: Sweep, calibrations: Calibrations) -> a.SweepSeries:
-    """What holds for all points of a series."""
+def series_of(asked: Scenario, columns: a.SweepColumns, first: int, calibrations: Calibrations) -> a.SweepSeries:
+    """What holds for all points of a series, whose rows begin at `first`."""
     batches, contexts = np.ravel(asked.batch), np.ravel(asked.context)
-    prompts = np.broadcast_to(asked.prompt, np.shape(asked.context)).ravel()
     decoded = []
     for batch, context in corners(batches, contexts):
-        at = int(np.searchsorted(batches, batch)), int(np.searchsorted(contexts, context))
-        if found.verdict[at] != Verdict.NO:
-            sharding = layouts[found.layout[at]]
-            point = asked.but(batch=batch, context=context, prompt=int(prompts[at[1]]), sharding=sharding)
+        row = first + int(np.searchsorted(batches, batch)) * contexts.size + int(np.searchsorted(contexts, context))
+        if columns.verdict.codes[row] != Verdict.NO:
+            sharding = Sharding(int(columns.tp[row]), int(columns.pp[row]), int(columns.ep[row]))
+            prompt = int(columns.prompt_tokens[row])
+            point = asked.but(batch=batch, context=context, prompt=prompt, sharding=sharding)
             decoded.append(decode_in_detail(point, calibrations))
     operators = [priced for one in decoded for priced in one.operators]
     return a.SweepSeries(

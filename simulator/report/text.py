@@ -117,8 +117,19 @@ def _render(out: Console, report: a.Report) -> None:
             from . import sweep_text
 
             sweep_text.render(out, report.answer)
+        case a.PassAnswer() | a.PassList():
+            from . import pass_text
+
+            pass_text.render(out, report, report.answer)
         case _:
+            from ..plan_answers import PlanAnswer
             from . import catalogue_text
+
+            if isinstance(report.answer, PlanAnswer):
+                from . import plan_text
+
+                plan_text.render(out, report, report.answer)
+                return
 
             catalogue_text.render(out, report.answer)
 

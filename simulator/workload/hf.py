@@ -7,33 +7,71 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from .families import ALIASES, MODULES
 from .families.reader import Reader
 from .model import Model
 
+if TYPE_CHECKING:
+    from .network import Pipeline
+    from .pipelines import Size
+
 MAX_CONFIG_BYTES = 4_000_000
 # What a config of several parts may state beside its text model.
 BESIDE = ("quantization_config", "torch_dtype", "dtype", "tie_word_embeddings")
 
 
-def read_config(path: Path) -> Model:
-    """The model a config.json describes; the name is that of the file's folder."""
+def read_config(path: Path, size: Size | None = None) -> Model | Pipeline:
+    """The model a config.json describes; the name is that of the file's folder. `size`: see `parse_any`."""
+    stem = path.resolve().parent.name if path.stem == "config" else path.stem
+    return parse_any(read_json(path), name=stem or "model", file=str(path), size=size)
+
+
+def read_json(path: Path) -> object:
+    """What a config.json holds, or an error that says why it cannot be one."""
     file = str(path)
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise InputError("larger than 4 MB: not a config.json", file=file)
-        config = json.loads(path.read_bytes().decode("utf-8"))
+        return json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror}", file=file) from None
     except UnicodeDecodeError:
         raise InputError("not UTF-8 text", file=file, remedy="give the model's config.json") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"not valid JSON: {error}", file=file, remedy="give the model's config.json") from None
-    stem = path.resolve().parent.name if path.stem == "config" else path.stem
-    return parse_config(config, name=stem or "model", file=file)
+
+
+def parse_any(
+    config: object, *, name: str, file: str, origin: str | None = None, size: Size | None = None
+) -> Model | Pipeline:
+    """A decoder, or what runs as one pass: an encoder, or a pipeline of `components`.
+
+    `size` is that of a result of one pass where it is not the one it was made for.
+    """
+    if _may_be_one_pass(config):
+        from .pipelines import is_one_pass, parse_pipeline
+
+        if isinstance(config, dict) and is_one_pass(config):
+            return parse_pipeline(config, name=name, file=file, origin=origin, size=size)
+    if isinstance(config, dict) and "_class_name" in config:
+        remedy = "give the folder that holds model_index.json"
+        problem = "one part of a pipeline of diffusers"
+        raise InputError(problem, file=file, key="_class_name", value=config["_class_name"], remedy=remedy)
+    if size is not None:
+        size.refuse(f"{name}, which writes token by token", "width", "frames", "steps")
+    return parse_config(config, name=name, file=file, origin=origin)
+
+
+def _may_be_one_pass(config: object) -> bool:
+    """Whether it pays to load the readers of one-pass models; a decoder's own family is answer enough."""
+    if not isinstance(config, dict):
+        return False
+    kind, classes = config.get("model_type"), config.get("architectures")
+    known = isinstance(kind, str) and ALIASES.get(kind, kind) in MODULES
+    return not known or "components" in config or (isinstance(classes, list) and "Encoder" in str(classes[:1]))
 
 
 def parse_config(config: object, *, name: str, file: str, origin: str | None = None) -> Model:

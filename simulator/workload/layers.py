@@ -80,7 +80,7 @@ class Attention(NamedTuple):
     beside every query element. `borrows` takes keys and values an earlier layer has cached; with `no_value` the key
     projection makes the values too (both are cached: keys are normed and rotated, values are not). `cross` attends to
     an encoder's (or an image's) tokens instead of the context. `value_dim` is the width of a value where it is not
-    that of a key.
+    that of a key. `key_bias` is false where of q, k and v only the keys have no bias.
     """
 
     heads: int
@@ -97,6 +97,7 @@ class Attention(NamedTuple):
     no_value: bool = False
     cross: bool = False
     value_dim: int | None = None
+    key_bias: bool = True
 
     @property
     def value_width(self) -> int:

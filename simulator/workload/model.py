@@ -62,7 +62,8 @@ class Model:
     `encoder_tokens` tokens each, which join the context (or are what cross-attention reads). `generic`: read by the
     usual field names of a family nobody described here. Outside the layers `small` counts parameters of no matrix,
     `lookups` are further tables (rows, cols) that a token picks a row of, `side` further products (rows, cols).
-    `notes` is what else its files showed that a reader of an answer must know.
+    `notes` is what else its files showed that a reader of an answer must know. `layer_formats` are formats a plan chose
+    for the layers of a block, (block, whether of its routed experts), in place of the one a question is asked with.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Model:
     generic: bool = False
     notes: tuple[str, ...] = ()
     stored: Mapping[tuple[Role, int | None], float] = field(default_factory=lambda: MappingProxyType({}))
+    layer_formats: Mapping[tuple[int | None, bool], WeightFormat] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def layers(self) -> int:
@@ -98,6 +100,11 @@ class Model:
     def has_experts(self) -> bool:
         """Whether any layer routes its tokens to experts."""
         return any(isinstance(block.ffn, Experts) for block in self.blocks)
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether every layer attends to what an encoder made of a source, which each sequence has one of."""
+        return bool(self.towers) and any(block.crosses is not None for block in self.blocks)
 
     def layer_counts(self) -> tuple[int, ...]:
         """How many layers each block stands for."""
@@ -155,6 +162,7 @@ class Model:
 
     def format_of(self, tensor: Tensor, format_: WeightFormat) -> WeightFormat:
         """How a checkpoint in `format_` stores the tensor's matrix, in most of its layers."""
+        format_ = self.layer_formats.get((tensor.block, tensor.routed), format_)
         if format_.exceptions:
             return self._mixture(format_)[tensor].format
         narrowed = tensor.scope is not None or (format_.whole and tensor.role in (Role.EMBED, Role.LM_HEAD))
@@ -166,6 +174,7 @@ class Model:
         if stored is not None:
             share = tensor.elements / self._place_elements[tensor.role, tensor.block]
             return stored * share / self.instances(tensor)
+        format_ = self.layer_formats.get((tensor.block, tensor.routed), format_)
         if format_.exceptions or format_.whole:
             return self._mixture(format_)[tensor].bytes
         return matrix_bytes(tensor, self.format_of(tensor, format_), self.unquantised)

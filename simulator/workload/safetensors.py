@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import InputError
 from ...units import format_bytes
@@ -24,6 +24,10 @@ from .hf import read_config
 from .layers import Role, Tensor
 from .mixture import MODULES, ROUTED
 from .model import Model
+
+if TYPE_CHECKING:
+    from .network import Pipeline
+    from .pipelines import Size
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit (safetensors/src/tensor.rs, MAX_HEADER_SIZE)
 MAX_DIMS, MAX_SHARDS = 16, 2000
@@ -161,14 +165,20 @@ def checkpoint_in(folder: Path) -> Path | None:
     return None
 
 
-def read_safetensors(path: Path) -> Model:
-    """The model of the config.json beside the files, with the bytes of its weights as the files store them."""
+def read_safetensors(path: Path, size: Size | None = None) -> Model | Pipeline:
+    """The model of the config.json beside the files, with the bytes of its weights as the files store them.
+
+    What runs as one pass is read from its config alone. `size` is that of its result.
+    """
     config = path.with_name("config.json")
     if not is_file(config):
         remedy = "put the config.json of the model beside it: tensors alone do not say what a layer is"
         raise InputError("no such file", file=str(config), remedy=remedy)
     tensors = [t for shard in shards_of(path) for t in read_header(shard)]
-    return dataclasses.replace(with_stored(read_config(config), tensors, str(path)), origin=str(path))
+    model = read_config(config, size)
+    if not isinstance(model, Model):
+        return model
+    return dataclasses.replace(with_stored(model, tensors, str(path)), origin=str(path))
 
 
 def with_stored(model: Model, tensors: Iterable[StoredTensor], file: str) -> Model:

@@ -54,7 +54,7 @@ def _attention_tensors(index: int, a: Attention, hidden: int, roles: tuple[Role,
     q, k, v, o = roles
     yield Tensor(q, index, query * (2 if a.gated else 1), hidden, Split.COLUMN, a.qkv_bias, scope=linear)
     if not a.borrows:
-        yield Tensor(k, index, keys, hidden, Split.KV, a.qkv_bias, scope=linear)
+        yield Tensor(k, index, keys, hidden, Split.KV, a.qkv_bias and a.key_bias, scope=linear)
         if not a.no_value:
             yield Tensor(v, index, values, hidden, Split.KV, a.qkv_bias, scope=linear)
     if a.qk_norm:

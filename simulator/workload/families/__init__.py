@@ -20,6 +20,7 @@ RECURRENT = (
     "qwen3_5_moe_text", "minimax", "recurrent_gemma", "lfm2", "kimi_linear",
 )  # fmt: skip
 GEMMA = ("gemma3n_text", "gemma4_text")
+SEQ2SEQ = ("t5", "mt5", "umt5", "bart", "whisper")
 MODULES: Mapping[str, str] = MappingProxyType(
     {
         **dict.fromkeys(LLAMA_LIKE, "llama"),
@@ -27,6 +28,7 @@ MODULES: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(RECURRENT, "recurrent"),
         **dict.fromkeys(SINGLE, "single"),
         **dict.fromkeys(GEMMA, "gemma"),
+        **dict.fromkeys(SEQ2SEQ, "seq2seq"),
     }
 )
 # Other names the same classes go by.

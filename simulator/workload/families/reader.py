@@ -14,9 +14,15 @@ from ..model import Model
 
 MAX_INTEGER = 2**31
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "conf_num_hidden_layers")
+# Of networks of one pass, by level or by kind of block.
+BLOCKS = (
+    "layers_per_block", "encoder_layers_per_block", "decoder_layers_per_block", "transformer_layers_per_block",
+    "num_res_blocks", "num_single_layers", "num_refiner_layers", "n_refiner_layers", "num_decoder_layers",
+    "encoder_layers", "decoder_layers", "iou_head_depth",
+)  # fmt: skip
 PIXELS = ("patch_size", "temporal_patch_size", "num_channels", "in_channels", "in_chans", "spatial_merge_size")
 LIMIT = {
-    **dict.fromkeys((*LAYERS, "num_global_layers", *PIXELS), 4096),
+    **dict.fromkeys((*LAYERS, *BLOCKS, "num_global_layers", *PIXELS), 4096),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embed_dim", "image_size"), 2**20),
     **dict.fromkeys(("head_dim", "global_head_dim", "num_attention_heads", "num_heads"), 2**20),
     "vocab_size": 2**26,
@@ -125,6 +131,34 @@ class Reader(NamedTuple):
         if not isinstance(value, list) or len(value) != length or any(v not in (0, 1) for v in value):
             raise InputError(f"must be 0 or 1 for each of {length} layers", file=self.file, key=key, value=value)
         return [bool(v) for v in value]
+
+    def word(self, key: str, known: Sequence[str]) -> str | None:
+        """One of the known words, or None where the config says null or the family has no default."""
+        value = self.config.get(key, self.defaults.get(key))
+        if value is not None and value not in known:
+            raise InputError(f"must be {' or '.join(known)}", file=self.file, key=key, value=value)
+        return None if value is None else str(value)
+
+    def only(self, key: str, value: object) -> None:
+        """Refuse any other value: the family is known with this one alone."""
+        stated = self.config.get(key, self.defaults.get(key, value))
+        if stated != value:
+            raise InputError(f"known of a {self.family} is only {value}", file=self.file, key=key, value=stated)
+
+    def several(self, key: str, length: int | None = None) -> list[int]:
+        """A list of positive whole numbers, `length` of them."""
+        value = self._raw(key)
+        if not isinstance(value, list) or not value or (length is not None and len(value) != length):
+            many = "" if length is None else f"{length} "
+            raise InputError(f"must be a list of {many}whole numbers", file=self.file, key=key, value=value)
+        return self.integers(key, len(value))
+
+    def ratio(self, key: str, default: float) -> float:
+        """A positive number, whole or not."""
+        value = self.config.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_INTEGER:
+            raise InputError("must be a positive number", file=self.file, key=key, value=value)
+        return float(value)
 
     def layer_list(self, key: str, layers: int, first: int = 0) -> list[int]:
         """A list of layer numbers, counted from `first`."""

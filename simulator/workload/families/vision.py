@@ -91,7 +91,8 @@ def vision_transformer(
 
     `class_tokens` learned tokens stand before the patches; `positions` are rows of learned positions (0: rotary ones);
     `norms_before` and `norms_behind` stand around the stack. `handed_on` are the tokens of its answer: its patches
-    unless the tail merges them. The stack's input is held while a layer runs.
+    unless the tail merges them. Four tensors as wide as the stack stay alive while a layer runs: its input, the norm of
+    it, and what the half before gave and added up to.
     """
     tokens = patches.tokens + class_tokens
     passed = float(tokens * e.hidden)
@@ -107,7 +108,7 @@ def vision_transformer(
     layers += encoder_layers(e, tokens, seen=seen)
     if norms_behind:
         layers.append(Pointwise("norm behind", norms_behind * e.norm_vectors * e.hidden, norms_behind * passed))
-    return Network(name, (*layers, *tail), passed, patches.tokens if handed_on is None else handed_on)
+    return Network(name, (*layers, *tail), 4 * passed, patches.tokens if handed_on is None else handed_on)
 
 
 def attention_pooling(e: Encoder, tokens: float) -> tuple[Layer, ...]:

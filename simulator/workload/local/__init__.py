@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ....errors import InputError
 from ..model import Model
 from . import huggingface, lmstudio, ollama
+
+if TYPE_CHECKING:
+    from ..network import Pipeline
+    from ..pipelines import Size
 
 FINDERS = (lmstudio.find_installed, huggingface.find_installed, ollama.find_installed)
 SOURCES = {
@@ -25,10 +29,10 @@ class Found(NamedTuple):
 
     name: str
     source: str
-    read: Callable[[], Model]
+    read: Callable[[], Model | Pipeline]
 
 
-def find(name: str, bundled: Sequence[str]) -> Model | None:
+def find(name: str, bundled: Sequence[str], size: Size | None = None) -> Model | Pipeline | None:
     """The model of that name on this machine, or None where it is not a name these programs use.
 
     A name that one of them would understand but that is not there is an error that says how to get it.
@@ -36,7 +40,7 @@ def find(name: str, bundled: Sequence[str]) -> Model | None:
     if name.startswith(ollama.PREFIX):
         return ollama.find(name.removeprefix(ollama.PREFIX), bundled)
     for find_installed in FINDERS:
-        model = find_installed(name)
+        model = find_installed(name, size)
         if model is not None:
             return model
     if ollama.is_name(name):
@@ -53,7 +57,7 @@ def listed() -> Iterator[Found]:
             yield Found(name, source, read)
 
 
-def readable(found: Found) -> tuple[Model | None, str]:
+def readable(found: Found) -> tuple[Model | Pipeline | None, str]:
     """The model, or the reason why it cannot be read."""
     try:
         return found.read(), ""

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ....errors import InputError
 from .. import files
@@ -18,7 +19,12 @@ from ..gguf import read_gguf
 from ..hf import read_config
 from ..model import Model
 from ..safetensors import checkpoint_in, read_safetensors
+from ..zoo import PIPELINE_INDEX
 from . import places
+
+if TYPE_CHECKING:
+    from ..network import Pipeline
+    from ..pipelines import Size
 
 ID = re.compile(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}")
 
@@ -39,7 +45,7 @@ def is_id(name: str) -> bool:
     return ID.fullmatch(name.partition(":")[0]) is not None
 
 
-def find_installed(name: str) -> Model | None:
+def find_installed(name: str, size: Size | None = None) -> Model | Pipeline | None:
     """The model of a cached snapshot, by its id; of a repository of GGUF files the one of the file type asked for."""
     if not is_id(name):
         return None
@@ -48,7 +54,7 @@ def find_installed(name: str) -> Model | None:
         folder = _repository(root, repository)
         snapshot = None if folder is None else _snapshot(folder)
         if snapshot is not None:
-            return _read(snapshot, name, quant)
+            return _read(snapshot, name, quant, size)
     return None
 
 
@@ -73,27 +79,37 @@ def _snapshot(folder: Path) -> Path | None:
 
 def _holds(folder: Path, revision: str) -> bool:
     snapshot = folder / "snapshots" / revision
-    return files.is_file(snapshot / "config.json") or bool(places.ggufs_in(snapshot))
+    return _described(snapshot) or bool(places.ggufs_in(snapshot))
 
 
-def _read(snapshot: Path, name: str, quant: str) -> Model:
+def _described(folder: Path) -> bool:
+    """Whether a config.json, or the index of a pipeline, says what the folder holds."""
+    return any(files.is_file(folder / file) for file in ("config.json", PIPELINE_INDEX))
+
+
+def _read(snapshot: Path, name: str, quant: str, size: Size | None = None) -> Model | Pipeline:
     ggufs = places.ggufs_in(snapshot)
-    if ggufs and (quant or not files.is_file(snapshot / "config.json")):
+    if ggufs and (quant or not _described(snapshot)):
         return read_gguf(places.pick(snapshot, ggufs, quant, name.partition(":")[0]), name)
     if quant:
         raise InputError("no GGUF file of this model is in the cache", file=str(snapshot), value=quant)
-    model = read_folder(snapshot)
+    model = read_folder(snapshot, size)
     return dataclasses.replace(model, name=name.rsplit("/", 1)[-1])
 
 
-def read_folder(folder: Path) -> Model:
+def read_folder(folder: Path, size: Size | None = None) -> Model | Pipeline:
     """The model of a folder with a config.json, or with nothing but GGUF files.
 
-    A whole checkpoint beside the config says what its weights really weigh.
+    A whole checkpoint beside the config says what its weights really weigh. `size` is that of a result of one pass. A
+    folder with an index of diffusers is a pipeline, whatever single files lie beside it.
     """
+    if files.is_file(folder / PIPELINE_INDEX):
+        from .diffusers import read_pipeline
+
+        return read_pipeline(folder, size)
     weights, config, ggufs = checkpoint_in(folder), folder / "config.json", places.ggufs_in(folder)
     if weights is not None:
-        return read_safetensors(weights)
+        return read_safetensors(weights, size)
     if ggufs and not files.is_file(config):
         if len(ggufs) > 1:
             remedy = f"name one of them: {', '.join(ggufs)}"
@@ -102,7 +118,7 @@ def read_folder(folder: Path) -> Model:
     if not files.is_file(config):
         remedy = "give a config.json, a .gguf file or a bundled name"
         raise InputError("no such file", file=str(config), remedy=remedy)
-    return read_config(config)
+    return read_config(config, size)
 
 
 def not_cached(name: str, bundled: Sequence[str]) -> InputError:
@@ -111,13 +127,15 @@ def not_cached(name: str, bundled: Sequence[str]) -> InputError:
     file = f'--include "*{quant}*.gguf"' if quant else "config.json"
     near = places.nearest(name, bundled)
     remedy = f"`hf download {repository} {file}` fetches it (older: `huggingface-cli download {repository} {file}`)"
+    if not quant:
+        remedy += '; of a pipeline of diffusers, `--include "*.json"` does'
     if near:
         remedy += f"; nearest bundled model: {near}"
     what = "no such path, and not in the local Hugging Face cache"
     return InputError(what, file=name, remedy=remedy)
 
 
-def installed() -> Iterator[tuple[str, Callable[[], Model]]]:
+def installed() -> Iterator[tuple[str, Callable[[], Model | Pipeline]]]:
     """Every cached model with a config.json or GGUF files."""
     seen = set()
     for root in roots():
@@ -129,7 +147,7 @@ def installed() -> Iterator[tuple[str, Callable[[], Model]]]:
                 continue
             seen.add(name)
             quants = [places.quant_of(file) or file for file in places.ggufs_in(snapshot)]
-            if quants and not files.is_file(snapshot / "config.json"):
+            if quants and not _described(snapshot):
                 for quant in quants:
                     asked = f"{name}:{quant}"
                     yield asked, functools.partial(_read, snapshot, asked, quant)

@@ -11,12 +11,17 @@ import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import files
 from ..gguf import read_gguf
 from ..model import Model
 from . import places
 from .huggingface import read_folder
+
+if TYPE_CHECKING:
+    from ..network import Pipeline
+    from ..pipelines import Size
 
 PART = re.compile(r"[\w][\w.\- ]{0,127}")
 
@@ -31,7 +36,7 @@ def roots() -> list[Path]:
     return [Path(moved) / "models", *found] if moved else found
 
 
-def find_installed(name: str) -> Model | None:
+def find_installed(name: str, size: Size | None = None) -> Model | Pipeline | None:
     """The model of PUBLISHER/REPOSITORY, with :Q4_K_M (or LM Studio's own @q4_k_m) where there are several.
 
     The publisher may be left out where one repository has that name.
@@ -43,7 +48,7 @@ def find_installed(name: str) -> Model | None:
     for publisher, repository, folder in _repositories():
         same = [publisher.lower(), repository.lower()] == [p.lower() for p in parts]
         if same or (len(parts) == 1 and repository.lower() == parts[0].lower()):
-            return _read(folder, f"{publisher}/{repository}", quant)
+            return _read(folder, f"{publisher}/{repository}", quant, size)
     return None
 
 
@@ -64,15 +69,15 @@ def _repositories() -> Iterator[tuple[str, str, Path]]:
                     yield publisher, repository, folder
 
 
-def _read(folder: Path, name: str, quant: str) -> Model:
+def _read(folder: Path, name: str, quant: str, size: Size | None = None) -> Model | Pipeline:
     ggufs = places.ggufs_in(folder)
     if not ggufs:
-        return dataclasses.replace(read_folder(folder), name=name.rsplit("/", 1)[-1])
+        return dataclasses.replace(read_folder(folder, size), name=name.rsplit("/", 1)[-1])
     chosen = places.pick(folder, ggufs, quant, name)
     return read_gguf(chosen, chosen.stem)
 
 
-def installed() -> Iterator[tuple[str, Callable[[], Model]]]:
+def installed() -> Iterator[tuple[str, Callable[[], Model | Pipeline]]]:
     """Every quantisation of every repository."""
     for publisher, repository, folder in _repositories():
         name, ggufs = f"{publisher}/{repository}", places.ggufs_in(folder)

@@ -11,13 +11,16 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ....errors import InputError
 from .. import files
 from ..gguf import read_gguf
 from ..model import Model
 from . import places
+
+if TYPE_CHECKING:
+    from ..pipelines import Size
 
 PREFIX = "ollama:"
 HOST, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
@@ -75,8 +78,8 @@ def find(name: str, bundled: Sequence[str]) -> Model:
     return model
 
 
-def find_installed(name: str) -> Model | None:
-    """The installed model of that name, or None."""
+def find_installed(name: str, size: Size | None = None) -> Model | None:
+    """The installed model of that name, or None; it writes token by token, so that a `size` says nothing of it."""
     parsed = parse(name)
     if parsed is None:
         return None

@@ -11,6 +11,9 @@ from ....errors import InputError
 from ..files import names_in
 from ..gguf_types import file_type
 
+# What publishers call a file's type: also mixtures of their own (Q4_K_XL, Q6_K_L).
+QUANT = re.compile(r"B?F16|F32|(I|T)?Q\d(_[A-Z0-9]+)+|MXFP4")
+
 
 def ggufs_in(folder: Path) -> list[str]:
     """The models among the GGUF files of a folder: no projectors, of a split the first shard only."""
@@ -26,7 +29,7 @@ def quant_of(file: str) -> str:
     """The file type in a file's name (`Qwen3-8B-Q4_K_M.gguf`: Q4_K_M), empty where none is recognised."""
     words = re.split(r"[-.@:]", re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", file))
     for word in reversed(words):
-        if word.upper() in ("F16", "BF16", "F32") or file_type(word) is not None:
+        if file_type(word) is not None or QUANT.fullmatch(word.upper()):
             return word.upper()
     return ""
 

@@ -1,0 +1,223 @@
+"""The command `plan`: put on the command line's app, loaded when called."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .errors import InputError
+from .options import Asked, Json, Model, Plot, asking, option
+from .units import parse_count
+
+if TYPE_CHECKING:
+    from .simulator.planner.question import Goal, Limits, Question
+
+DEFAULT_PPL = "3%"
+LISTED_GOALS = ("latency", "throughput", "cost", "energy")
+
+
+class Engines(StrEnum):
+    """Whose flags a plan can be written as; the files of `planner/export`, not loaded before one is asked for."""
+
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    TRTLLM = "trtllm"
+    LLAMA_CPP = "llama.cpp"
+    KTRANSFORMERS = "ktransformers"
+    ACCELERATE = "accelerate"
+
+
+PROFILE_OF = {Engines.ACCELERATE: "flexgen"}  # layers streamed, no graphs
+
+
+def register(app: typer.Typer, examples: Callable[..., str], answer: Callable[..., None]) -> None:
+    """Put `plan` on the app; `examples` and `answer` are the command line's own."""
+
+    @app.command(
+        "plan",
+        epilog=examples(
+            "plan llama-3.1-70b --gpu 2xrtx-4090 --ram 128GB --prompt 2k --output 512 --goal throughput",
+            "plan deepseek-v3 --gpu 2x8xh200 --prompt 4k --output 1k --tpot-ms 50 --goal cost --price h200=3.5USD/h",
+            "plan mixtral-8x7b --gpu rtx-4090 --ram 64GB --goal latency --max-ppl-increase 1%",
+        ),
+    )
+    @functools.partial(asking, without=("batch", "context", "prompt", "gpu"))
+    def plan(
+        model: Model,
+        *,
+        asked: Asked,
+        gpu: Annotated[str | None, option("Such as h200, 8xh100-sxm or 2x8xh200: two nodes of eight.", "NAME")] = None,
+        gpus: Annotated[str | None, option("Unlike devices: 4xrtx-3090,1xrtx-4090.", "NAMES")] = None,
+        link: Annotated[str | None, option("What joins unlike devices, such as pcie4x8.", "NAME")] = None,
+        prompt: Annotated[str, option("Tokens of a prompt (1k = 1024).", "N")] = "1k",
+        output: Annotated[str, option("Tokens of an answer.", "N")] = "256",
+        goal: Annotated[str, option("latency, throughput, cost or energy; two with a comma: their front.", "GOAL")] = (
+            "throughput"
+        ),
+        clients: Annotated[int | None, option("Pin the users of a replica.", "N", min=1)] = None,
+        tpot_ms: Annotated[float | None, option("Most milliseconds per output token.", "MS")] = None,
+        ttft_service_ms: Annotated[
+            float | None, option("Most milliseconds to the first token, without waiting in a queue.", "MS")
+        ] = None,
+        max_ppl_increase: Annotated[
+            str, option("How much perplexity may rise; any: no limit.", "PERCENT")
+        ] = DEFAULT_PPL,
+        max_gpus: Annotated[int | None, option("Most devices to use.", "N", min=1)] = None,
+        max_power: Annotated[str | None, option("Most power of the devices used, such as 2kW.", "POWER")] = None,
+        max_cost: Annotated[str | None, option("Most money an hour, such as 20USD/h; needs --price.", "MONEY")] = None,
+        price: Annotated[str | None, option("Price of a device, such as h200=3.5USD/h.", "NAME=MONEY")] = None,
+        emit: Annotated[Engines | None, option("Write the plan as an engine's flags and files.")] = None,
+        why: Annotated[bool, typer.Option(help="Solve again with a little more of everything.")] = True,
+        plot: Plot = None,
+        json: Json = False,
+    ) -> None:
+        """The best way to run it, proved: layout, batch, precision and place of every layer; what would change it."""
+        goals = goals_of(goal)
+        limits = limits_of(tpot_ms, ttft_service_ms, max_ppl_increase, max_gpus, max_power, max_cost)
+        per_hour = None if price is None else price_of(price)
+        if gpus is not None or link is not None:
+            _unlike(model, asked, gpus, link, gpu, prompt, output, goals, limits, answer, json)
+            return
+        from . import plans
+
+        if emit is not None and asked.engine is None:
+            asked = dataclasses.replace(asked, engine=PROFILE_OF.get(emit, emit.value))
+        from .simulator.report.progress import Doing
+
+        nodes, fleet_name = nodes_of(gpu)
+        question = question_of(model, asked, fleet_name, nodes, prompt, output, goals[0], limits, per_hour, clients)
+        with Doing() as progress:
+            report = plans.ask_plan(
+                question,
+                asked.calibration,
+                why=why,
+                second_goal=goals[1] if len(goals) > 1 else None,
+                emit=None if emit is None else emit.value,
+                progress=progress,
+            )
+        answer(report, json, (), plot)
+
+
+def _unlike(*_: object) -> None:
+    raise InputError(
+        "unlike devices are not planned yet", key="--gpus", remedy="ask for devices of one kind with --gpu"
+    )
+
+
+def nodes_of(gpu: str | None) -> tuple[int, str | None]:
+    """The nodes of `2x8xh200`, and one of them."""
+    found = None if gpu is None else re.fullmatch(r"(\d+)x(\d+x.+)", gpu.strip().lower())
+    if found is None:
+        return 1, gpu
+    nodes = int(found[1])
+    if not 1 <= nodes <= 4096:
+        raise InputError("must be 1 to 4096 nodes", key="--gpu", value=gpu)
+    return nodes, found[2]
+
+
+def question_of(
+    model: str,
+    asked: Asked,
+    gpu: str | None,
+    nodes: int,
+    prompt: str,
+    output: str,
+    goal: "Goal",
+    limits: "Limits",
+    per_hour: float | None,
+    clients: int | None,
+) -> "Question":
+    """The whole question, everything checked before anything is computed."""
+    from . import api
+    from .simulator.planner.question import Pins, Question
+
+    asked = dataclasses.replace(asked, gpu=gpu)
+    wishes = asked.wishes()
+    loaded = api.load_model(model)
+    fleet, _ = asked.fleet()
+    is_gguf = loaded.origin.endswith(".gguf") or (wishes.weights is not None and wishes.weights.whole)
+    pins = Pins(wishes.weights, wishes.kv, wishes.tp, wishes.pp, wishes.ep, clients, wishes.offload)
+    return Question(
+        model=loaded,
+        fleet=fleet,
+        prompt=parse_count(prompt, "--prompt"),
+        output=parse_count(output, "--output"),
+        goal=goal,
+        limits=limits,
+        pins=pins,
+        engine=asked.profile(fleet.device, is_gguf),
+        nodes=nodes,
+        price_per_hour=per_hour,
+    )
+
+
+def goals_of(text: str) -> "list[Goal]":
+    """One goal, or two of which the front is wanted."""
+    from .errors import UnknownNameError
+    from .simulator.planner.question import Goal
+
+    words = [word.strip().lower() for word in text.split(",")]
+    for word in words:
+        if word not in LISTED_GOALS:
+            raise UnknownNameError("goal", word, LISTED_GOALS, listing="roofplan plan --help")
+    if len(words) > 2 or len(set(words)) < len(words):
+        raise InputError("one goal, or two different ones", key="--goal", value=text)
+    return [Goal(word) for word in words]
+
+
+def limits_of(
+    tpot_ms: float | None,
+    ttft_ms: float | None,
+    ppl: str,
+    devices: int | None,
+    power: str | None,
+    cost: str | None,
+) -> "Limits":
+    """The limits in SI units."""
+    from .simulator.planner.question import Limits
+
+    return Limits(
+        None if tpot_ms is None else _positive(tpot_ms, "--tpot-ms") / 1e3,
+        None if ttft_ms is None else _positive(ttft_ms, "--ttft-service-ms") / 1e3,
+        None if ppl.strip().lower() == "any" else math.log1p(_share(ppl, "--max-ppl-increase")),
+        devices,
+        None if power is None else _watts(power),
+        None if cost is None else _money(cost, "--max-cost"),
+    )
+
+
+def _positive(value: float, key: str) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise InputError("must be positive", key=key, value=value)
+    return value
+
+
+def _share(text: str, key: str) -> float:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if found is None or float(found[1]) > 1000:
+        raise InputError("must be a percentage", key=key, value=text, remedy="write 1%, or any for no limit")
+    return float(found[1]) / 100
+
+
+def _watts(text: str) -> float:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(k?W)\s*", text, re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise InputError("must be a power", key="--max-power", value=text, remedy="write 700W or 2kW")
+    return float(found[1]) * (1e3 if found[2].lower() == "kw" else 1.0)
+
+
+def _money(text: str, key: str) -> float:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z$€]{1,3})\s*/\s*h(?:our)?\s*", text)
+    if found is None or float(found[1]) <= 0:
+        raise InputError("must be money an hour", key=key, value=text, remedy="write 3.5USD/h")
+    return float(found[1])
+
+
+def price_of(text: str) -> float:
+    """The money of `h200=3.5USD/h`, or of `3.5USD/h`."""
+    return _money(text.rpartition("=")[2], "--price")

@@ -1,0 +1,178 @@
+"""Plans from Python: `ask_plan`, loaded when it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from . import api
+from .calibrate.transfer import Calibrations
+from .simulator import answers as a
+from .simulator.calibration import CalibrationSet
+from .simulator.offload import StepCosts, step_time
+from .simulator.plan_answers import PlanAnswer, PlanLayers, PlanRow
+from .simulator.planner import changes
+from .simulator.planner.export import Planned, refusals
+from .simulator.planner.export import emit as emit_for
+from .simulator.planner.question import Goal, Question
+from .simulator.planner.search import Found, Simulated, search
+from .simulator.report import plan_account as account
+from .simulator.report.account import evidence_of
+from .simulator.report.contract import envelope
+from .simulator.scenario import Phase, Step
+from .simulator.serving import Load, operators_of, serve
+
+Progress = Callable[[str], None]
+
+
+def ask_plan(
+    question: Question,
+    calibration: str | None = None,
+    *,
+    why: bool = True,
+    second_goal: Goal | None = None,
+    emit: str | None = None,
+    progress: Progress = lambda _: None,
+) -> a.Report:
+    """The best plan with its proof; `why`: what would change it, solved again; `second_goal`: the front of both.
+
+    With `emit` only plans that engine can run are looked at, and the best is written as its flags and files.
+    """
+
+    def calibrations_of(asked: Question) -> Calibrations:
+        return api.load_calibrations(asked.fleet, calibration, asked.engine.name)
+
+    calibrations = calibrations_of(question)
+    progress("looking at every layout and precision")
+    can_run = None if emit is None else lambda plan: not refusals(emit, _planned(question, plan))
+    found = search(question, calibrations, accept=can_run)
+    if not found.plans:
+        return _without_a_plan(question, found, calibrations_of, why, progress)
+    best = found.plans[0]
+    limits = account.limits_of(question, best)
+    tried = []
+    if why:
+        progress("solving again with a little more of everything")
+        tried = changes.purchases(question, found, calibrations_of)
+    answer = PlanAnswer(
+        asked=account.question_of(question),
+        verdict="yes",
+        words=account.words_of(question, found, limits),
+        plan=account.row_of(question, best),
+        layers=_layers(best),
+        limits=limits,
+        proof=account.proof_of(question, found),
+        domain=account.domain_of(question, found),
+        changes=tuple(account.change_of(question, t, best) for t in tried),
+        runners_up=account.runners_up(question, found),
+        front=() if second_goal is None else _front(question, second_goal, found, calibrations),
+        emitted=() if emit is None else _emitted(question, best, emit),
+        refute=account.refute(question, best),
+        next_step=_next(question, best),
+    )
+    return envelope(answer, None, _evidence(question, best, calibrations), question.model.warnings)
+
+
+def _without_a_plan(
+    question: Question,
+    found: Found,
+    calibrations_of: Callable[[Question], CalibrationSet],
+    why: bool,
+    progress: Progress,
+) -> a.Report:
+    progress("looking for the smallest change that is enough")
+    tried = changes.relaxations(question, found, calibrations_of) if why else []
+    answer = PlanAnswer(
+        asked=account.question_of(question),
+        verdict="no",
+        words=(account.needs(question, found),),
+        plan=None,
+        layers=(),
+        limits=(),
+        proof=account.proof_of(question, found),
+        domain=account.domain_of(question, found),
+        changes=tuple(account.change_of(question, t, None) for t in tried),
+        runners_up=(),
+        front=(),
+        emitted=(),
+        refute="",
+        next_step=f"roofplan fits {question.model.name} --gpu {question.fleet.label}   (what takes the room)",
+    )
+    return envelope(answer, warnings=question.model.warnings)
+
+
+def _layers(plan: Simulated) -> tuple[PlanLayers, ...]:
+    blocks = plan.frame.family.layout.base.model.blocks
+    return tuple(
+        PlanLayers(
+            t.stage,
+            blocks[t.block].name,
+            t.layers,
+            t.alternative.shell.name,
+            t.alternative.experts.name,
+            t.alternative.mode.name,
+            t.alternative.cached,
+        )
+        for t in plan.taken
+    )
+
+
+def _evidence(question: Question, plan: Simulated, calibrations: Calibrations) -> a.Evidence:
+    if plan.frame.family.placed:
+        middle = Step(Phase.DECODE, plan.frame.users, 1, question.prompt + question.output / 2)
+        costs = StepCosts(plan.scenario, middle, calibrations)
+        return evidence_of(plan.pace, step_time(costs).operators, calibrations)
+    load = Load(plan.frame.users, float(question.prompt), float(question.output))
+    served = serve(plan.scenario, load, calibrations)
+    _, spent = operators_of(plan.scenario, load, served, calibrations)
+    return evidence_of(served.time_per_output_token, spent, calibrations)
+
+
+def _front(question: Question, second: Goal, found: Found, calibrations: CalibrationSet) -> tuple[PlanRow, ...]:
+    """Plans that no other beats in both goals: the best for each goal at every number of users in all."""
+    totals = sorted({float(u) * f.replicas for f in found.families for u in np.ravel(f.layout.base.batch)})
+    plans = list(found.plans[:1])
+    for goal in (question.goal, second):
+        asked = dataclasses.replace(question, goal=goal)
+        if goal is Goal.LATENCY:
+            plans += search(asked, calibrations, 0.01, 5.0).plans[:1]
+            continue
+        for users in totals:
+            plans += search(asked, calibrations, 0.01, 5.0, found.families, users).plans[:1]
+    values = [(account.value_of(question, p, question.goal), account.value_of(question, p, second)) for p in plans]
+    kept, least = [], float("inf")
+    for (_, y), plan in sorted(zip(values, plans, strict=True), key=lambda pair: pair[0]):
+        if y < least * 0.999:
+            kept.append(account.row_of(question, plan, found.plans[0]))
+            least = y
+    return tuple(kept)
+
+
+def _planned(question: Question, plan: Simulated) -> Planned:
+    family = plan.frame.family
+    return Planned(plan.scenario, family.replicas, question.output, int(plan.frame.users) * family.replicas)
+
+
+def _emitted(question: Question, plan: Simulated, engine: str) -> tuple[str, ...]:
+    made = emit_for(engine, _planned(question, plan))
+    files = [line for name, text in made.files.items() for line in (f"--- {name}", text.rstrip(), "---")]
+    return (*made.lines, *files, f"measure it: {made.benchmark}", *made.notes)
+
+
+def _next(question: Question, plan: Simulated) -> str:
+    scenario, name = plan.scenario, question.model.name
+    if plan.frame.family.placed:
+        ram = (question.fleet.host_memory_bytes or 0.0) / 1e9
+        asked = f"--gpu {question.fleet.label} --ram {ram:.0f}GB --context {question.context}"
+        return f"roofplan fits {name} {asked}   (what one user sees)"
+    weights = scenario.numerics.weights.name
+    stored = len(plan.taken) > 1 or weights == question.model.native.name
+    words = [
+        f"roofplan serve {name} --gpu {question.fleet.sized(scenario.sharding.devices).label}",
+        f"--clients {plan.frame.users:.0f} --prompt {question.prompt} --output {question.output}",
+        f"--tp {scenario.sharding.tp} --pp {scenario.sharding.pp} --kv {scenario.numerics.kv}",
+        *([] if stored else [f"--weights {weights}"]),
+    ]
+    return f"{' '.join(words)}   (one replica, step by step)"

@@ -1,0 +1,39 @@
+"""A batch of requests taken in, decoded to its end, and followed by the next: how offloading engines run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .calibration import CalibrationSet
+from .estimate import Estimate
+from .offload import StepCosts, step_time
+from .scenario import Phase, Scenario, Step
+from .schedule import COMPOSITION_LOG_SD
+
+
+class Generated(NamedTuple):
+    """Taking a batch's prompts in, one decode step at the mean context, and time per output token of each user."""
+
+    first: Estimate
+    decode_step: Estimate
+    per_token: Estimate
+
+
+def batch_steps(prompt: int, batch: float, chunk: int) -> tuple[Step, float]:
+    """The steps that take a batch's prompts in, and how many: whole prompts together while they fit, else pieces."""
+    together = min(batch, max(1.0, chunk // prompt))
+    pieces = float(np.ceil(prompt / chunk))
+    size = prompt / pieces
+    return Step(Phase.PREFILL, together, size, size * (pieces - 1) / 2), pieces * float(np.ceil(batch / together))
+
+
+def generate(scenario: Scenario, output: int, calibrations: CalibrationSet) -> Generated:
+    """The batch of a scenario whose prompts and answers of `output` tokens are all alike."""
+    prompt, batch = int(scenario.prompt), float(scenario.batch)
+    step, times = batch_steps(prompt, batch, scenario.engine.max_batched_tokens)
+    first = step_time(StepCosts(scenario, step, calibrations)).time.scaled(times).displaced(COMPOSITION_LOG_SD)
+    decode = Step(Phase.DECODE, batch, 1, np.asarray(prompt + output / 2))
+    one = step_time(StepCosts(scenario, decode, calibrations)).time.displaced(COMPOSITION_LOG_SD)
+    return Generated(first, one, one + first.scaled(1.0 / output))

@@ -1,0 +1,103 @@
+"""What a frame could reach at best, before any program is solved: Lagrangian bounds of all numbers of users at once.
+
+Whatever prices are put on the memory of devices and host and on the change of log-perplexity, the plan that is best at
+those prices, less the worth of what is there, lies below every plan that keeps the limits. The largest over a grid of
+prices counts; a frame whose bound is above a plan already found needs no program.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from ..estimate import Array
+from .constraints import tangent
+from .frames import Family
+from .program import Frame, host_room
+from .question import Question
+
+FACTORS = (0.0, 0.3, 1.0, 3.0)  # of the goal's value for all of a resource
+QUALITY = (0.0, 0.1, 0.3, 1.0)
+ANGLES = (1.0, 0.5, 0.0)
+
+
+def first_bounds(question: Question, family: Family) -> Array:
+    """A value of the goal no plan of the frames is below, (users,); infinite where nothing fits."""
+    layout, limits = family.layout, question.limits
+    counts = np.array(layout.counts, float)
+    goal = np.stack([Frame(family, at).weights_of(question) for at in range(layout.users)], axis=1)
+    stages = layout.base.sharding.pp
+    passes = np.stack([np.maximum(1.0, kind.cycles / stages) for kind in layout.kinds])
+    overhead = layout.base.engine.step_overhead_s
+    outside = np.stack([layout.outside(k).sum(axis=0) + overhead for k in range(len(layout.kinds))])
+    fastest = _through([_cost(family, k, 1.0, 0.0) for k in range(len(layout.kinds))], counts)
+    times = (fastest + outside) * passes
+    pace = sum(kind.pace * t for kind, t in zip(layout.kinds, times, strict=True))
+    first = sum(kind.first * t for kind, t in zip(layout.kinds, times, strict=True))
+    possible = _may_fit(question, family)
+    if limits.pace_s is not None:
+        possible = np.asarray(possible & (pace <= limits.pace_s * 1.02))
+    if limits.first_s is not None:
+        possible = np.asarray(possible & (first <= limits.first_s))
+    best = (goal * times).sum(axis=0)
+    for values in _lagrangian(question, family, goal * passes, outside, counts, best):
+        best = np.maximum(best, values)
+    return np.where(possible, best, np.inf)
+
+
+def _through(costs: list[Array], counts: Array) -> Array:
+    return np.stack([counts @ cost.min(axis=0) for cost in costs])
+
+
+def _cost(family: Family, kind: int, u: float, v: float) -> Array:
+    computing, prefetched, late = family.layout.seconds(kind)
+    return np.asarray(u * computing + v * prefetched + late)
+
+
+def _lagrangian(
+    question: Question, family: Family, goal: Array, outside: Array, counts: Array, scale: Array
+) -> list[Array]:
+    """The bound at every combination of prices."""
+    layout = family.layout
+    fixed, slope = layout.fixed_bytes
+    device, host, _ = layout.bytes_
+    stages = layout.base.sharding.pp
+    room = question.budget_bytes() * stages - fixed.sum(axis=0)  # of all stages together: a relaxation
+    host_left = host_room(question)
+    hosts = FACTORS if family.placed and question.fleet.storage is None and host_left > 0 else (0.0,)
+    limit = question.limits.log_ppl
+    quality = QUALITY if limit is not None and limit > 0 else (0.0,)
+    spare = 0.0 if limit is None else limit - family.kv_log_ppl - layout.outer_log_ppl
+    found = []
+    for angle in ANGLES if family.placed else (1.0,):
+        u, v = tangent(angle)
+        time = sum(goal[k] * _cost(family, k, u, v) for k in range(len(layout.kinds)))
+        constant = u * (goal * outside).sum(axis=0)
+        for d, h, q in product(FACTORS, hosts, quality):
+            per_byte = d * scale / np.maximum(room, 1.0)
+            per_host = h * scale / max(host_left, 1.0)
+            per_ppl = q * scale / max(limit or 1.0, 1e-9)
+            cost = time + per_byte * slope * device + per_host * host + per_ppl * layout.log_ppl[:, :, None]
+            least = counts @ cost.min(axis=0)
+            found.append(constant + least - per_byte * room - per_host * host_left - per_ppl * spare)
+    return found
+
+
+def _may_fit(question: Question, family: Family) -> npt.NDArray[np.bool_]:
+    """Whether the smallest alternatives of all layers fit devices and host, and the most faithful keep the quality."""
+    layout = family.layout
+    fixed, slope = layout.fixed_bytes
+    device, host, _ = layout.bytes_
+    counts = np.array(layout.counts, float)
+    least = counts @ device.min(axis=0) * slope / layout.base.sharding.pp + fixed.min(axis=0)
+    possible = np.asarray(least <= question.budget_bytes())
+    if family.placed and question.fleet.storage is None:
+        either = counts @ (device + host).min(axis=0)
+        possible &= either <= question.budget_bytes() * layout.base.sharding.devices + host_room(question)
+    limit = question.limits.log_ppl
+    if limit is not None:
+        spent = float(counts @ layout.log_ppl.min(axis=0)) + family.kv_log_ppl + layout.outer_log_ppl
+        possible &= spent <= limit + 1e-9
+    return possible

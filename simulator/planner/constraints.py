@@ -1,0 +1,159 @@
+"""The rows of the program: one constraint is one function, its formula in its docstring, its name on the solver's rows.
+
+n[s, b, a] are the layers of block b on stage s in alternative a; T_k the seconds of a step of kind k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ..offload import OVERLAP
+from ..scenario import ON_DEVICE
+from .program import GIB, Program, host_room
+
+Rows = Iterator[tuple[str, Any]]
+ANGLES = tuple(np.linspace(0.0, 1.0, 9))
+MS = 1e3
+
+
+def every_layer_has_a_place(p: Program) -> Rows:
+    """sum over s, a of n[s, b, a] = layers of block b."""
+    for b, count in enumerate(p.frame.counts):
+        yield f"every_layer_has_a_place_{b}", _sum(v for (_, block, _), v in p.layers.items() if block == b) == count
+
+
+def every_stage_has_layers(p: Program) -> Rows:
+    """sum over b, a of n[s, b, a] >= 1: an engine has no empty stage."""
+    for s in range(p.frame.stages if p.frame.stages > 1 else 0):
+        yield f"every_stage_has_layers_{s}", _sum(v for (stage, _, _), v in p.layers.items() if stage == s) >= 1
+
+
+def something_leaves_the_device(p: Program) -> Rows:
+    """sum of n[s, b, a] over modes elsewhere >= 1: else requests come and go, which other frames price."""
+    if p.frame.family.placed:
+        away = {a for a, each in enumerate(p.frame.alternatives) if each.mode is not ON_DEVICE}
+        yield "something_leaves_the_device", _sum(v for (_, _, a), v in p.layers.items() if a in away) >= 1
+
+
+def device_memory(p: Program) -> Rows:
+    """fixed[s] + slope (sum of n[s, b, a] bytes[a, b] + buffers) <= what may be claimed of a device, each stage."""
+    layout, at = p.frame.family.layout, p.frame.at
+    fixed, slope = layout.fixed_bytes
+    device, _, _ = layout.bytes_
+    budget = p.question.budget_bytes() * p.tightened
+    for s in range(p.frame.stages):
+        held = p.sum_of(device[:, :, at], s, slope / GIB) + slope * p.buffers
+        yield f"device_memory_{s}", held <= (budget - float(fixed[s, at])) / GIB
+
+
+def copies_have_buffers(p: Program) -> Rows:
+    """n[s, b, a] <= layers[b] used[a] and buffers >= staging[a] used[a], where a is copied over for a step."""
+    _, _, staging = p.frame.family.layout.bytes_
+    for a, used in p.used.items():
+        for (s, b, alternative), variable in p.layers.items():
+            if alternative == a:
+                yield f"copies_are_used_{s}_{b}_{a}", variable <= p.frame.counts[b] * used
+        yield f"copies_have_buffers_{a}", p.buffers >= float(staging[a, p.frame.at]) / GIB * used
+
+
+def host_memory(p: Program) -> Rows:
+    """sum of n[s, b, a] host[a, b] + buffers <= room of the host + what is read from its drive instead."""
+    if not p.frame.family.placed:
+        return
+    _, host, _ = p.frame.family.layout.bytes_
+    held = p.sum_of(host[:, :, p.frame.at], scale=1 / GIB) + p.buffers
+    yield "host_memory", held - p.from_drive <= host_room(p.question) / GIB
+
+
+def step_takes_its_time(p: Program) -> Rows:
+    """T_k >= u (outside + sum of n computing) + v (sum of n prefetched) + sum of n late + bytes from the drive / rate,
+
+    for (u, v) on the unit circle of the norm dual to the overlap's: tangents, so that no plan lies below them.
+    """
+    layout, at, drive = p.frame.family.layout, p.frame.at, p.question.fleet.storage
+    for k, time in enumerate(p.times):
+        computing, prefetched, late = (c[:, :, at] for c in layout.seconds(k))
+        run = (
+            p.sum_of(computing, scale=MS)
+            + float(layout.outside(k)[:, at].sum() + layout.base.engine.step_overhead_s) * MS
+        )
+        behind = p.sum_of(late, scale=MS)
+        if drive is not None and not isinstance(p.from_drive, float):
+            behind += p.from_drive * GIB / drive.read_bytes_per_s.value * MS * p.touched
+        if not prefetched.any():
+            yield f"step_takes_its_time_{k}", time >= run + behind
+            continue
+        copies = p.sum_of(prefetched, scale=MS)
+        for i, angle in enumerate(ANGLES):
+            u, v = tangent(float(angle))
+            yield f"step_takes_its_time_{k}_{i}", time >= u * run + v * copies + behind
+
+
+def slowest_stage_sets_the_pace(p: Program) -> Rows:
+    """T_k >= micro-batches (outside[s] + sum of n[s, b, a] computing[a, b]) for every stage of a pipeline."""
+    layout, at = p.frame.family.layout, p.frame.at
+    for k, time in enumerate(p.times if p.frame.stages > 1 else ()):
+        computing, _, _ = layout.seconds(k)
+        cycles = float(layout.kinds[k].cycles[at])
+        for s in range(p.frame.stages):
+            stage = p.sum_of(computing[:, :, at], s, MS) + float(layout.outside(k)[s, at]) * MS
+            yield f"slowest_stage_sets_the_pace_{k}_{s}", time >= cycles * stage
+
+
+def quality_budget(p: Program) -> Rows:
+    """sum of n[s, b, a] log_ppl[a, b] + that of the KV cache <= the change of log-perplexity allowed."""
+    limit = p.question.limits.log_ppl
+    if limit is not None:
+        layout = p.frame.family.layout
+        spent = p.sum_of(layout.log_ppl, scale=1e3) + (p.frame.family.kv_log_ppl + layout.outer_log_ppl) * 1e3
+        yield "quality_budget", spent <= limit * 1e3 + 1e-6
+
+
+def pace(p: Program) -> Rows:
+    """sum over k of pace[k] T_k <= the time allowed per output token."""
+    limit = p.question.limits.pace_s
+    if limit is not None:
+        yield "pace", _weighted(p, "pace") <= limit * MS * p.tightened_pace
+
+
+def first_token(p: Program) -> Rows:
+    """sum over k of first[k] T_k <= the service time allowed to the first token."""
+    limit = p.question.limits.first_s
+    if limit is not None:
+        yield "first_token", _weighted(p, "first") <= limit * MS
+
+
+CONSTRAINTS: tuple[Callable[[Program], Rows], ...] = (
+    every_layer_has_a_place,
+    every_stage_has_layers,
+    something_leaves_the_device,
+    device_memory,
+    copies_have_buffers,
+    host_memory,
+    step_takes_its_time,
+    slowest_stage_sets_the_pace,
+    quality_budget,
+    pace,
+    first_token,
+)
+
+
+def _weighted(p: Program, name: str) -> Any:
+    at = p.frame.at
+    kinds = p.frame.family.layout.kinds
+    return _sum(float(getattr(kind, name)[at]) * t for kind, t in zip(kinds, p.times, strict=True))
+
+
+def tangent(angle: float) -> tuple[float, float]:
+    """(u, v) with u^q + v^q = 1, 1/q + 1/OVERLAP = 1: then u x + v y <= (x^p + y^p)^(1/p) for all x, y >= 0."""
+    q = OVERLAP / (OVERLAP - 1.0)
+    return float(angle ** (1 / q)), float((1.0 - angle) ** (1 / q))
+
+
+def _sum(terms: Any) -> Any:
+    import pulp
+
+    return pulp.lpSum(terms)

@@ -1,0 +1,186 @@
+"""The finite domain of a plan: frames, each a layout with a KV format and numbers of users, and what is open in it.
+
+A replica is a layout on the devices of one node; as many replicas as fit serve beside each other. Where the model is
+whole on the devices, requests come and go (`serving`): a frame's numbers of users are clients. Where layers, experts or
+the KV cache leave the device, a batch is taken in, decoded to its end, and followed by the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ...dtypes import DType
+from ...errors import InputError
+from ..calibration import CalibrationSet
+from ..estimate import Array
+from ..quality import kv_increase
+from ..scenario import MODES, ON_DEVICE, Mode, Numerics, Phase, Scenario, Sharding, Step, Where
+from ..serving import Load, steps_of
+from ..workload.formats import FORMATS, WeightFormat
+from .domain import layouts, takes, weight_choices
+from .fit import OFFLOADS, RUNNABLE, Offload
+from .place import modes_of
+from .prices import Alternative, Layout, StepKind, combinations
+from .question import Question
+
+USERS = tuple(float(n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024))
+CACHED = (0.0, 0.25, 0.5, 0.75)  # shares of a layer's experts kept on the device where the rest is fetched
+GGUF_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M")
+
+
+class Family(NamedTuple):
+    """A layout with a KV format at all numbers of users: the frames that are priced together."""
+
+    layout: Layout
+    replicas: int
+    placed: bool
+    kv_log_ppl: float
+
+    @property
+    def label(self) -> str:
+        """`2 x tp4, fp8 KV cache`."""
+        base = self.layout.base
+        copies = f"{self.replicas} x " if self.replicas > 1 else ""
+        away = ", host memory" if self.placed else ""
+        return f"{copies}{base.sharding}, {base.numerics.kv} KV cache{away}"
+
+
+def formats(question: Question) -> tuple[tuple[WeightFormat, ...], ...]:
+    """Sets of weight formats that may be mixed within a plan, each most faithful first.
+
+    Formats of GGUF files come whole; the others are those of checkpoints the engines load.
+    """
+    model, pinned = question.model, question.pins.weights
+    if pinned is not None:
+        if not takes(model, pinned):
+            problem = f"{model.name} is stored in {weight_choices(model)[0].name}"
+            raise InputError(problem, key="--weights", value=pinned.name, remedy="drop --weights")
+        return ((pinned,),)
+    choices = weight_choices(model)
+    if len(choices) == 1:
+        return (choices,)
+    if question.engine.name == "llama.cpp":
+        from ..workload.formats import weight_format
+
+        return ((choices[0],), *((weight_format(name),) for name in GGUF_TYPES))
+    extra = (FORMATS["nvfp4"],) if question.fleet.device.computes(DType.FP4) else ()
+    return ((*choices, *extra),)
+
+
+def kv_formats(question: Question) -> tuple[DType, ...]:
+    """KV formats to choose from."""
+    if question.pins.kv is not None:
+        return (question.pins.kv,)
+    wide = DType.FP16 if question.model.activation is DType.FP16 else DType.BF16
+    return (wide, DType.INT8 if question.engine.name == "llama.cpp" else DType.FP8)
+
+
+def families(question: Question, calibrations: CalibrationSet) -> Iterator[Family]:
+    """Every layout on every part of a node, with every KV format: the whole model on the devices, then placed."""
+    pins, most = question.pins, question.usable_devices()
+    users = _users(question)
+    for sharding in _layouts(question, most):
+        replicas = min(question.fleet.count // sharding.devices * question.nodes, most // sharding.devices)
+        for kv in kv_formats(question):
+            change = max(0.0, kv_increase(question.model, kv).usual)
+            for chosen in formats(question):
+                resident = combinations(chosen, ((ON_DEVICE, 0.0),), question.model.has_experts)
+                layout = _layout(question, sharding, kv, chosen, resident, users, calibrations)
+                yield Family(layout, replicas, False, change)
+                for modes in _placements(question, sharding) if pins.offload is not Offload.NEVER else ():
+                    away = combinations(chosen, modes, False)
+                    layout = _layout(question, sharding, kv, chosen, away, users, calibrations, placed=True)
+                    yield Family(layout, min(replicas, question.nodes), True, change)  # one a host: they would share it
+
+
+def _layouts(question: Question, most: int) -> tuple[Sharding, ...]:
+    pins = question.pins
+    here = min(question.fleet.count, most)
+    degrees = [pins.ep] if pins.ep else [1, *_expert_degrees(question)]
+    found = [s for ep in degrees for s in layouts(question.model, here, pins.tp, pins.pp, ep)]
+    return tuple(dict.fromkeys(s for s in found if s.ep == 1 or s.ep == s.tp))
+
+
+def _expert_degrees(question: Question) -> list[int]:
+    """Whole experts on every rank: the degree engines offer (vLLM's --enable-expert-parallel)."""
+    return [2**i for i in range(1, question.fleet.count.bit_length())] if question.model.has_experts else []
+
+
+def _users(question: Question) -> Array:
+    if question.pins.clients is not None:
+        return np.array([float(question.pins.clients)])
+    if question.goal.value == "latency":
+        return np.ones(1)
+    return np.array(USERS)
+
+
+def _placements(question: Question, sharding: Sharding) -> list[tuple[tuple[Mode, float], ...]]:
+    """The sets of modes that run together somewhere, each mode with every share of experts kept."""
+    fleet = question.fleet
+    if fleet.host_memory_bytes is None or fleet.device.unified_memory or sharding.pp > 1:
+        return []
+    wanted = OFFLOADS[question.pins.offload]
+    sets = [question.engine.offloads] if question.engine.offloads else RUNNABLE
+    base = question.scenario(sharding=sharding)
+    found = []
+    for modes in sets:
+        here = modes_of(base, tuple(m for m in modes if m in (wanted or MODES)))
+        if here:
+            found.append(((ON_DEVICE, 0.0), *((m, c) for m in here for c in _cached(m))))
+    return found
+
+
+def _cached(mode: Mode) -> tuple[float, ...]:
+    return CACHED if mode.experts is Where.STREAMED and mode.shell is Where.DEVICE else (0.0,)
+
+
+def _layout(
+    question: Question,
+    sharding: Sharding,
+    kv: DType,
+    chosen: tuple[WeightFormat, ...],
+    alternatives: tuple[Alternative, ...],
+    users: Array,
+    calibrations: CalibrationSet,
+    placed: bool = False,
+) -> Layout:
+    numerics = Numerics(chosen[0], kv, question.model.activation)
+    base = question.scenario(sharding=sharding, numerics=numerics, batch=users)
+    kinds = batch_kinds(question, users) if placed else serving_kinds(base, question, users)
+    return Layout(base, kinds, alternatives, calibrations)
+
+
+def serving_kinds(base: Scenario, question: Question, running: Array) -> tuple[StepKind, ...]:
+    """The steps of continuous batching (`serving.py`) with all clients running."""
+    load = Load(running, float(question.prompt), float(question.output))  # type: ignore[arg-type]
+    steps = steps_of(base, load, running)
+    share = np.broadcast_to(steps.share, running.shape)
+    alone = 1.0 - share if base.engine.mixes_prefill else np.ones_like(share)
+    cycles, one = np.minimum(running, base.sharding.pp), np.ones_like(running)
+    none = np.zeros_like(running)
+    pieces = np.broadcast_to(steps.pieces, running.shape).astype(float)
+    return (
+        StepKind(steps.decode, alone, alone, none, cycles),
+        StepKind(steps.taking, share, share, none, cycles),
+        StepKind(steps.own, none, none, pieces, one),
+    )
+
+
+def batch_kinds(question: Question, batch: Array) -> tuple[StepKind, ...]:
+    """A batch taken in, as many prompts in a step as the engine takes, and decoded at the mean context."""
+    chunk = question.engine.max_batched_tokens
+    together = np.clip(np.floor(chunk / question.prompt), 1.0, batch)
+    pieces = np.ceil(question.prompt / chunk) * np.ceil(batch / together)
+    size = question.prompt / np.ceil(question.prompt / chunk)
+    past = size * (np.ceil(question.prompt / chunk) - 1) / 2
+    none, one = np.zeros_like(batch), np.ones_like(batch)
+    # The pace of a batch counts its prompts, as that of clients does.
+    decode = Step(Phase.DECODE, batch, 1, np.asarray(question.prompt + question.output / 2))
+    taking = Step(Phase.PREFILL, together, size, np.asarray(past))
+    return (
+        StepKind(decode, one, one, none, one),
+        StepKind(taking, pieces / question.output, pieces / question.output, pieces, one),
+    )

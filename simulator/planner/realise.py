@@ -1,0 +1,93 @@
+"""From a solved program to a scenario for the simulator: every layer its format and place, every stage its size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict, deque
+from types import MappingProxyType
+
+from ..scenario import Numerics, Scenario, Sharding, stage_layers
+from ..workload.formats import WeightFormat
+from ..workload.model import Block, Model
+from .prices import Alternative
+from .program import Frame, Taken, placement_of
+from .question import Question
+
+BlockFormats = dict[tuple[int | None, bool], WeightFormat]
+
+
+def realise(question: Question, frame: Frame, taken: tuple[Taken, ...], from_drive_bytes: float) -> Scenario:
+    """The scenario of one replica: its users, layout, KV format, layer formats and placement."""
+    base = frame.family.layout.base
+    each = _layer_by_layer(question.model, base.sharding, taken)
+    model, usual = _with_formats(question.model, [a for _, a in each])
+    stages = _stage_sizes(base.sharding, each)
+    sharding = base.sharding._replace(stages=stages if _uneven(question.model, base.sharding, stages) else ())
+    numerics = Numerics(usual, base.numerics.kv, base.numerics.activations)
+    scenario = base.but(model=model, batch=frame.users, sharding=sharding, numerics=numerics)
+    if frame.family.placed:
+        placement = placement_of([[a for _, a in each]], 0.0)
+        if from_drive_bytes > 0:
+            held = _host_weights(scenario.but(placement=placement))
+            placement = placement._replace(
+                storage_share=min(1.0, from_drive_bytes * (1 + 1e-9) / held) if held else 0.0
+            )
+        scenario = scenario.but(placement=placement)
+    return scenario
+
+
+def _layer_by_layer(model: Model, sharding: Sharding, taken: tuple[Taken, ...]) -> list[tuple[int, Alternative]]:
+    """Stage and alternative of every layer in order: stages one after another, in each the same alternative in a run.
+
+    The program counts layers of a block on a stage; which of them they are makes no difference to it.
+    """
+    of_block: dict[int, list[tuple[int, Alternative]]] = defaultdict(list)
+    for t in sorted(taken, key=lambda t: (t.stage, _order(t.alternative))):
+        of_block[t.block] += [(t.stage, t.alternative)] * t.layers
+    queues = {block: deque(layers) for block, layers in of_block.items()}
+    each = [queues[block].popleft() for block in model.pattern]
+    if sharding.pp == 1:
+        return each
+    sizes = [sum(stage == s for stage, _ in each) for s in range(sharding.pp)]
+    stages = [s for s, size in enumerate(sizes) for _ in range(size)]
+    return [(stage, alternative) for stage, (_, alternative) in zip(stages, each, strict=True)]
+
+
+def _order(a: Alternative) -> tuple[bool, str, float, float]:
+    """Placed layers come first, as a placement's stretches do."""
+    return (a.mode.name == "on the device", a.mode.name, a.cached, -a.shell.bits_per_weight)
+
+
+def _stage_sizes(sharding: Sharding, each: list[tuple[int, Alternative]]) -> tuple[int, ...]:
+    return tuple(sum(stage == s for stage, _ in each) for s in range(sharding.pp))
+
+
+def _uneven(model: Model, sharding: Sharding, sizes: tuple[int, ...]) -> bool:
+    return sizes != tuple(sum(stage) for stage in stage_layers(model, sharding._replace(stages=())))
+
+
+def _with_formats(model: Model, each: list[Alternative]) -> tuple[Model, WeightFormat]:
+    """The model with the layers of a block told apart by their formats, and the format of most layers."""
+    kinds = list(dict.fromkeys((b, a.shell, a.experts) for b, a in zip(model.pattern, each, strict=True)))
+    of_layer = [(b, a.shell, a.experts) for b, a in zip(model.pattern, each, strict=True)]
+    usual = max((k for k in kinds), key=of_layer.count)[1]
+    if all(shell is usual and experts is usual for _, shell, experts in kinds):
+        return model, usual
+    alone = {b: sum(k[0] == b for k in kinds) == 1 for b, _, _ in kinds}
+    blocks: list[Block] = []
+    formats: BlockFormats = {}
+    for i, (b, shell, experts) in enumerate(kinds):
+        words = shell.name if shell is experts else f"{shell.name}, {experts.name} experts"
+        block = model.blocks[b]
+        blocks.append(block if alone[b] else block._replace(name=f"{block.name} [{words}]"))
+        formats |= {(i, False): shell, (i, True): experts}
+    pattern = tuple(kinds.index(kind) for kind in of_layer)
+    changed = dataclasses.replace(model, blocks=tuple(blocks), pattern=pattern, layer_formats=MappingProxyType(formats))
+    return changed, usual
+
+
+def _host_weights(scenario: Scenario) -> float:
+    """Bytes of weights the host keeps for the scenario's placement."""
+    from ..placement import moved
+
+    return float(moved(scenario).host_weights)

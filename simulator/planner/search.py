@@ -1,0 +1,170 @@
+"""The search: frames in the order of what they could reach, each solved and simulated, until no bound is left below.
+
+A frame's first bound takes the fastest alternative for every layer, whatever it holds; the program's bound replaces
+it when the frame is looked at. The plan is the best of what was simulated; the proof is the least bound of all frames.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ..calibration import CalibrationSet
+from ..estimate import Estimate
+from ..generation import generate
+from ..memory import Ledger, ledger
+from ..scenario import Scenario
+from ..serving import Load, serve
+from .bounds import first_bounds
+from .frames import Family
+from .frames import families as domain
+from .program import Frame, Taken, per_token_scale
+from .question import Goal, Question
+from .realise import realise
+from .solve import Outcome, solve
+
+GAP = 0.002  # relative: frames that could be better by less than this are not looked at
+TRIES = 4
+KEPT = 40
+
+
+class Simulated(NamedTuple):
+    """A plan priced by the simulator: times of one replica, the goal's value, its ledger, its change of log-perplexity.
+
+    `per_token` is the time per output token of each user, prompts of others included; `users` are those of a replica.
+    """
+
+    frame: Frame
+    taken: tuple[Taken, ...]
+    scenario: Scenario
+    memory: Ledger
+    per_token: Estimate
+    pace: Estimate
+    first: Estimate
+    of_all: Estimate
+    objective: float
+    log_ppl: float
+
+    @property
+    def tokens_per_s(self) -> Estimate:
+        """Output tokens a second of all users of all replicas, as the time of one of them."""
+        return self.of_all
+
+
+class Found(NamedTuple):
+    """Plans, the best first; the bound no plan of the domain is below; what was looked at."""
+
+    plans: tuple[Simulated, ...]
+    bound: float
+    frames: int
+    solved: int
+    families: tuple[Family, ...]
+    seconds: float
+    timed_out: bool
+
+    @property
+    def gap(self) -> float:
+        """How much better than the best plan one could still be, relative to it."""
+        if not self.plans:
+            return 0.0
+        best = self.plans[0].objective
+        return max(0.0, (best - self.bound) / best)
+
+
+def search(
+    question: Question,
+    calibrations: CalibrationSet,
+    gap: float = GAP,
+    seconds: float = 60.0,
+    families: tuple[Family, ...] | None = None,
+    users: float | None = None,
+    accept: Callable[[Simulated], bool] | None = None,
+) -> Found:
+    """The best plan of the domain to within the gap.
+
+    `families` may hand in a domain that is priced already, `users` leaves those frames that have so many in all,
+    `accept` refuses plans (those an engine cannot run, say).
+    """
+    started = time.monotonic()
+    found = tuple(domain(question, calibrations)) if families is None else families
+    frames = [
+        (bound, i, at) for i, family in enumerate(found) for at, bound in enumerate(first_bounds(question, family))
+    ]
+    if users is not None:
+        frames = [f for f in frames if Frame(found[f[1]], f[2]).users * found[f[1]].replicas == users]
+    queue = sorted(frame for frame in frames if np.isfinite(frame[0]))
+    plans: list[Simulated] = []
+    best, least, solved, timed_out = np.inf, np.inf, 0, False
+    for bound, i, at in queue:
+        if bound >= best * (1.0 - gap):
+            least = min(least, bound)
+            break
+        if time.monotonic() - started > seconds:
+            least, timed_out = min(least, bound), True
+            break
+        simulated, proved = look_at(question, Frame(found[i], at), calibrations, best * (1.0 - gap))
+        solved += 1
+        least = min(least, proved)
+        if simulated is not None and (accept is None or accept(simulated)):
+            plans.append(simulated)
+            best = min(best, simulated.objective)
+    plans = sorted(plans, key=lambda p: p.objective)[:KEPT]
+    elapsed = time.monotonic() - started
+    return Found(tuple(plans), min(least, best), len(frames), solved, found, elapsed, timed_out)
+
+
+def look_at(
+    question: Question, frame: Frame, calibrations: CalibrationSet, better_than: float
+) -> tuple[Simulated | None, float]:
+    """A frame's plan, simulated, and the least value its program proves; None where nothing in it fits or is better.
+
+    What the ledger or the simulated pace refuses is solved again with that much less of it: the bound stays the first.
+    """
+    tightened = tightened_pace = 1.0
+    proved = np.inf
+    for attempt in range(TRIES):
+        answer = solve(question, frame, tightened, tightened_pace, better_than)
+        if attempt == 0:
+            proved = min(answer.bound, better_than)
+        if answer.outcome is Outcome.INFEASIBLE:
+            return None, proved
+        simulated = simulate(question, frame, answer.taken, answer.from_drive_bytes, calibrations)
+        over = float(np.max(simulated.memory.high_bytes())) / question.budget_bytes()
+        late = 0.0 if question.limits.pace_s is None else float(simulated.pace.time_s) / question.limits.pace_s
+        if over <= 1.0 and late <= 1.0:
+            return simulated, proved
+        tightened *= min(1.0, 1.0 / over) - (1e-4 if over > 1 else 0.0)
+        tightened_pace *= min(1.0, 1.0 / late if late else 1.0) - (1e-4 if late > 1 else 0.0)
+    return None, proved
+
+
+def simulate(
+    question: Question, frame: Frame, taken: tuple[Taken, ...], from_drive_bytes: float, calibrations: CalibrationSet
+) -> Simulated:
+    """Price an assignment: continuous batching where the devices hold the model, else a batch at a time."""
+    scenario = realise(question, frame, taken, from_drive_bytes)
+    layout = frame.family.layout
+    if frame.family.placed:
+        made = generate(scenario, question.output, calibrations)
+        per_token, pace, first = made.per_token, made.per_token, made.first
+        of_all = per_token.scaled(1.0 / frame.users)
+    else:
+        served = serve(scenario, Load(frame.users, float(question.prompt), float(question.output)), calibrations)
+        per_token = pace = served.time_per_output_token
+        first, of_all = served.first_token_service, served.time_per_token_of_all
+    if question.goal is Goal.LATENCY:
+        alone = made.decode_step if frame.family.placed else pace
+        objective = float(first.time_s) + question.output * float(alone.time_s)
+    else:
+        scale = per_token_scale(question, 1.0, frame.family.replicas, frame.devices)
+        objective = float(of_all.time_s) * scale
+    spent = (
+        frame.family.kv_log_ppl
+        + layout.outer_log_ppl
+        + sum(t.layers * float(layout.log_ppl[layout.alternatives.index(t.alternative), t.block]) for t in taken)
+    )
+    of_all = of_all.scaled(1.0 / frame.family.replicas)
+    return Simulated(frame, taken, scenario, ledger(scenario), per_token, pace, first, of_all, objective, spent)

@@ -1,0 +1,63 @@
+"""HiGHS through PuLP: a typed result with the bound the solver proved, never `LpStatus` alone."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from .program import GIB, Frame, Program, Taken, build, objective_unit
+from .question import Question
+
+RELATIVE_GAP = 1e-3
+SECONDS = 20.0
+
+
+class Outcome(StrEnum):
+    """What the solver knows about a frame."""
+
+    OPTIMAL = "optimal"
+    FEASIBLE = "feasible"  # stopped at the time limit: the bound is lower than the objective
+    INFEASIBLE = "infeasible"
+
+
+class Solved(NamedTuple):
+    """The program's answer: the goal's value of the layers taken, and the value no layers can go below."""
+
+    outcome: Outcome
+    objective: float
+    bound: float
+    taken: tuple[Taken, ...]
+    from_drive_bytes: float
+
+
+def solve(
+    question: Question, frame: Frame, tightened: float = 1.0, tightened_pace: float = 1.0, below: float = float("inf")
+) -> Solved:
+    """Solve a frame's program; the tightenings are shares of the memory and of the pace that may be used.
+
+    Where no plan is `below` that value of the goal the frame counts as infeasible.
+    """
+    import pulp
+
+    program = build(question, frame, tightened, tightened_pace, below)
+    solver = pulp.HiGHS(msg=False, gapRel=RELATIVE_GAP, timeLimit=SECONDS, threads=1)
+    program.problem.solve(solver)
+    status = program.problem.sol_status
+    if status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
+        return Solved(Outcome.INFEASIBLE, float("inf"), float("inf"), (), 0.0)
+    info = program.problem.solverModel.getInfo()
+    unit = objective_unit(question, frame)
+    objective = float(pulp.value(program.problem.objective)) * unit
+    bound = min(objective, float(info.mip_dual_bound) * unit)
+    outcome = Outcome.OPTIMAL if status == pulp.LpSolutionOptimal else Outcome.FEASIBLE
+    drive = 0.0 if isinstance(program.from_drive, float) else float(program.from_drive.value()) * GIB
+    return Solved(outcome, objective, bound, _taken(program), drive)
+
+
+def _taken(program: Program) -> tuple[Taken, ...]:
+    found = []
+    for (s, b, a), variable in program.layers.items():
+        layers = round(variable.value() or 0.0)
+        if layers:
+            found.append(Taken(s, b, program.frame.alternatives[a], layers))
+    return tuple(found)

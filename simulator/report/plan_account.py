@@ -1,0 +1,278 @@
+"""A search's result as an answer: the plan in words and rows, its proof, its limits, what would change it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+
+from ...units import format_gib
+from .. import plan_answers as a
+from ..explain import quantity, rate
+from ..planner.changes import Tried
+from ..planner.program import host_room
+from ..planner.question import LIMIT_OPTIONS, Goal, Question
+from ..planner.search import Found, Simulated
+from ..scenario import ON_DEVICE, MemoryTier
+from .account import layout_of
+
+TIE = 1.09
+"""Plans closer than this are a tie: 80 % of the ratios between neighbouring layouts of public serving runs are met
+within 9 % (`roofplan validate --from serving`)."""
+BINDING = 0.02  # a limit that is used up to within this share binds
+RUNNERS_UP = 4
+UNITS = {
+    Goal.LATENCY: "s per request",
+    Goal.THROUGHPUT: "s per output token of all users",
+    Goal.COST: "money per output token",
+    Goal.ENERGY: "J per output token",
+}
+
+
+def question_of(question: Question) -> a.PlanQuestion:
+    """The question as the JSON contract shows it."""
+    limits = tuple(
+        f"{LIMIT_OPTIONS[name]} {_shown(name, value)}"
+        for name, value in question.limits._asdict().items()
+        if value is not None
+    )
+    pins = question.pins._asdict()
+    pinned = tuple(
+        f"--{name} {getattr(value, 'name', value) if name == 'weights' else value}"
+        for name, value in pins.items()
+        if value is not None
+    )
+    return a.PlanQuestion(
+        model=question.model.name,
+        model_origin=question.model.origin,
+        device=question.fleet.device.key,
+        device_count=question.fleet.count,
+        nodes=question.nodes,
+        host_memory_bytes=question.fleet.host_memory_bytes,
+        prompt=question.prompt,
+        output=question.output,
+        goal=question.goal.value,
+        engine=question.engine.label,
+        memory_utilization=question.engine.memory_utilization,
+        limits=limits,
+        pinned=pinned,
+    )
+
+
+def _shown(name: str, value: float) -> str:
+    if name.endswith("_s"):
+        return f"{value * 1e3:g}"
+    return f"{math.expm1(value):.2%}" if name == "log_ppl" else f"{value:g}"
+
+
+def row_of(question: Question, plan: Simulated, best: Simulated | None = None, why: str = "") -> a.PlanRow:
+    """A plan as a row beside the best."""
+    scenario, frame = plan.scenario, plan.frame
+    best = best or plan
+    whole = plan.first + plan.pace.scaled(float(question.output))
+    per_hour = question.price_per_hour
+    power = question.fleet.device.power_w
+    seconds = float(plan.of_all.time_s)
+    return a.PlanRow(
+        layout=layout_of(scenario.sharding),
+        stages=scenario.sharding.stages,
+        replicas=frame.family.replicas,
+        devices=frame.devices,
+        users=int(frame.users),
+        weights=weights_words(plan),
+        kv=scenario.numerics.kv.value,
+        where=where_words(plan),
+        goal=plan.objective,
+        ratio=plan.objective / best.objective,
+        tie=plan is not best and plan.objective / best.objective < TIE,
+        time_per_output_token=quantity(plan.pace),
+        first_token_service=quantity(plan.first),
+        tokens_per_s_total=rate(plan.of_all, 1.0, "tokens/s"),
+        request=quantity(whole),
+        ppl_increase=math.expm1(plan.log_ppl),
+        money_per_million_tokens=None if per_hour is None else 1e6 * seconds * frame.devices * per_hour / 3600,
+        joules_per_token=None if power is None else seconds * frame.devices * power.value,
+        why=why,
+    )
+
+
+def weights_words(plan: Simulated) -> str:
+    """`fp8`, or `52 layers bf16, 28 fp8`."""
+    layers: Counter[str] = Counter()
+    for t in plan.taken:
+        layers[t.alternative._replace(mode=ON_DEVICE).label] += t.layers
+    if len(layers) == 1:
+        return next(iter(layers))
+    return ", ".join(f"{count} layers {name}" for name, count in layers.most_common())
+
+
+def where_words(plan: Simulated) -> str:
+    """What is not on the device, nothing where all is."""
+    layers: Counter[str] = Counter()
+    for t in plan.taken:
+        if t.alternative.mode is not ON_DEVICE:
+            kept = f" ({t.alternative.cached:.0%} of them kept)" if t.alternative.cached else ""
+            layers[f"{t.alternative.mode.name}{kept}"] += t.layers
+    return ", ".join(f"{count} x {name}" for name, count in layers.most_common())
+
+
+def limits_of(question: Question, plan: Simulated) -> tuple[a.PlanLimit, ...]:
+    """Every limit with what the plan takes of it; those it takes all of bind."""
+    limits, memory = question.limits, plan.memory
+    device = float(np.max(memory.high_bytes()))
+    rows = [("memory of a device", device, question.budget_bytes(), "B")]
+    host = memory.tier_bytes(MemoryTier.HOST)
+    if plan.frame.family.placed:
+        rows.append(("host memory", host, host_room(question), "B"))
+    if limits.pace_s is not None:
+        rows.append(("time per output token", float(plan.pace.time_s), limits.pace_s, "s"))
+    if limits.first_s is not None:
+        rows.append(("time to the first token (service)", float(plan.first.time_s), limits.first_s, "s"))
+    if limits.log_ppl is not None:
+        rows.append(("change of log-perplexity", plan.log_ppl, limits.log_ppl, "1"))
+    rows.append(("devices", float(plan.frame.devices), float(question.usable_devices()), "1"))
+    largest_layer = _layer_bytes(plan)
+    slack = {"memory of a device": max(BINDING * question.budget_bytes(), largest_layer)}
+    return tuple(
+        a.PlanLimit(name, used, limit, unit, limit - used <= slack.get(name, BINDING * limit))
+        for name, used, limit, unit in rows
+    )
+
+
+def _layer_bytes(plan: Simulated) -> float:
+    """The widest layer on a device: less room than that holds no further one."""
+    device, _, _ = plan.frame.family.layout.bytes_
+    return float(device[:, :, plan.frame.at].max())
+
+
+def domain_of(question: Question, found: Found) -> tuple[a.PlanDomain, ...]:
+    """The finite domain, decision by decision."""
+    layouts = [f.layout for f in found.families]
+    users = sorted({float(u) for layout in layouts for u in np.ravel(layout.base.batch)})
+    modes = {al.mode.name for layout in layouts for al in layout.alternatives}
+    return (
+        a.PlanDomain("layouts", tuple(dict.fromkeys(str(layout.base.sharding) for layout in layouts))),
+        a.PlanDomain("replicas", tuple(dict.fromkeys(str(f.replicas) for f in found.families))),
+        a.PlanDomain("users of a replica", tuple(f"{u:.0f}" for u in users)),
+        a.PlanDomain("KV cache", tuple(dict.fromkeys(layout.base.numerics.kv.value for layout in layouts))),
+        a.PlanDomain(
+            "weights of each layer", tuple(dict.fromkeys(f.name for layout in layouts for f in layout.formats))
+        ),
+        a.PlanDomain("place of each layer", tuple(sorted(modes))),
+        a.PlanDomain("tokens of a prompt step", (f"{question.engine.max_batched_tokens}",)),
+    )
+
+
+def proof_of(question: Question, found: Found) -> a.PlanProof:
+    """What was proved, and with what."""
+    best = found.plans[0].objective if found.plans else float("nan")
+    if not found.plans:
+        status = "infeasible" if not found.timed_out else "no plan found in time"
+    else:
+        status = "feasible, stopped at the time limit" if found.timed_out else "optimal to within the gap"
+    return a.PlanProof(
+        status=status,
+        goal=best,
+        bound=found.bound if math.isfinite(found.bound) else float("nan"),
+        gap=found.gap,
+        unit=UNITS[question.goal],
+        frames=found.frames,
+        programs=found.solved,
+        seconds=found.seconds,
+        solver=_solver(),
+    )
+
+
+def _solver() -> str:
+    from importlib.metadata import version
+
+    return f"PuLP {version('pulp')}, HiGHS {version('highspy')}"
+
+
+def runners_up(question: Question, found: Found) -> tuple[a.PlanRow, ...]:
+    """The best plan of each other layout, KV format or kind of placement, with what it loses by."""
+    best, seen, rows = found.plans[0], set(), []
+    for plan in found.plans:
+        key = (str(plan.frame.family.layout.base.sharding), plan.scenario.numerics.kv, plan.frame.family.placed)
+        if key in seen:
+            continue
+        seen.add(key)
+        if plan is not best:
+            rows.append(row_of(question, plan, best, _why(question, plan, best)))
+    return tuple(rows[:RUNNERS_UP])
+
+
+def _why(question: Question, plan: Simulated, best: Simulated) -> str:
+    """What makes it worse: the share of the difference that the larger part of its time has."""
+    if question.goal is Goal.LATENCY:
+        parts = {
+            "prompt": (plan.first, best.first),
+            "decoding": (plan.pace.scaled(question.output), best.pace.scaled(question.output)),
+        }
+        name = max(parts, key=lambda n: float(parts[n][0].time_s - parts[n][1].time_s))
+        return f"{name} takes {float(parts[name][0].time_s) / float(parts[name][1].time_s):.2f} x as long"
+    users, base = plan.frame.users * plan.frame.family.replicas, best.frame.users * best.frame.family.replicas
+    step = float(plan.pace.time_s) / float(best.pace.time_s)
+    return f"{users:.0f} users instead of {base:.0f}, each token {step:.2f} x as long"
+
+
+def change_of(question: Question, tried: Tried, best: Simulated | None) -> a.PlanChange:
+    """A changed question's answer beside the present one's."""
+    change, found = tried
+    if not found.plans:
+        return a.PlanChange(change.words, None, None, "no plan", change.flags)
+    plan = found.plans[0]
+    gain = None if best is None else max(0.0, 1.0 - plan.objective / best.objective)
+    words = f"{plan.frame.label}, {weights_words(plan)}"
+    return a.PlanChange(change.words, plan.objective, gain, words, change.flags)
+
+
+def words_of(question: Question, found: Found, limits: tuple[a.PlanLimit, ...]) -> tuple[str, ...]:
+    """The plan in sentences: what to run, what it reaches, what binds, how sure that is."""
+    best = found.plans[0]
+    scenario, frame = best.scenario, best.frame
+    replicas = f"{frame.family.replicas} replicas of " if frame.family.replicas > 1 else ""
+    users = f"{frame.users:.0f} user{'s' if frame.users > 1 else ''}"
+    away = where_words(best)
+    run = f"run {replicas}{scenario.sharding} with {weights_words(best)} weights and a {scenario.numerics.kv} KV cache"
+    first = f"{run}, {users} at once{' each' if frame.family.replicas > 1 else ''}" + (f"; {away}" if away else "")
+    binding = [limit.name for limit in limits if limit.binds]
+    second = f"what binds: {', '.join(binding)}" if binding else "no limit binds: the devices' own speed does"
+    ties = sum(p.objective / best.objective < TIE for p in found.plans[1:])
+    third = (
+        f"{ties} other plan{'s' if ties != 1 else ''} within {TIE - 1:.0%}: measure before you choose" if ties else ""
+    )
+    return tuple(w for w in (first, second, third) if w)
+
+
+def refute(question: Question, plan: Simulated) -> str:
+    """The measurement that would show the plan's speed to be wrong."""
+    pace = quantity(plan.pace)
+    low, high = (pace.low or 0.0) * 1e3, (pace.high or 0.0) * 1e3
+    return (
+        f"serve {plan.frame.users:.0f} clients with prompts of {question.prompt:,} and answers of "
+        f"{question.output:,} tokens: "
+        f"a mean time per output token outside {low:.3g} to {high:.3g} ms refutes it (one run in five may)"
+    )
+
+
+def needs(question: Question, found: Found) -> str:
+    """What keeps every plan from fitting, where none does."""
+    least = min((float(f.layout.fixed_bytes[0].max()) for f in found.families), default=float("nan"))
+    return (
+        f"no plan of {found.frames:,} frames keeps all limits; the runtime alone takes {format_gib(least)} of a device"
+    )
+
+
+def value_of(question: Question, plan: Simulated, goal: Goal) -> float:
+    """What a plan makes of any goal, smaller is better."""
+    row = row_of(question, plan)
+    match goal:
+        case Goal.LATENCY:
+            return row.request.value or math.inf
+        case Goal.COST:
+            return row.money_per_million_tokens or math.inf
+        case Goal.ENERGY:
+            return row.joules_per_token or math.inf
+    return float(plan.of_all.time_s)

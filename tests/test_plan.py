@@ -1,0 +1,331 @@
+"""The planner against brute force that shares no code with its program, and what must hold of every plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from roofplan import api
+from roofplan.hwspecs.device import Fleet
+from roofplan.simulator import engines
+from roofplan.simulator.generation import generate
+from roofplan.simulator.memory import ledger
+from roofplan.simulator.planner import bounds, fit
+from roofplan.simulator.planner.fit import Offload
+from roofplan.simulator.planner.program import Frame, build
+from roofplan.simulator.planner.question import Goal, Limits, Pins, Question
+from roofplan.simulator.planner.search import GAP, Found, search
+from roofplan.simulator.planner.solve import Outcome, solve
+from roofplan.simulator.planner.verdict import Verdict, budget_bytes, verdict
+from roofplan.simulator.quality import Part, increase, kv_increase, layer_shares
+from roofplan.simulator.scenario import (
+    KV_HOST,
+    KV_STREAMED,
+    LAYERS_HOST,
+    LAYERS_STREAMED,
+    ON_DEVICE,
+    Mode,
+    Numerics,
+    Placement,
+    Scenario,
+    Sharding,
+    Stretch,
+)
+from roofplan.simulator.serving import Load, serve
+from roofplan.simulator.workload import zoo
+from roofplan.simulator.workload.formats import FORMATS, WeightFormat
+from roofplan.simulator.workload.hf import parse_config
+from roofplan.simulator.workload.model import Model
+
+SEEDS = 200
+BF16, FP8, INT4 = FORMATS["bf16"], FORMATS["fp8"], FORMATS["int4"]
+
+
+def tiny(layers: int, hidden: int = 512, vocab: int = 2048, **more: Any) -> Model:
+    config = {
+        "model_type": "llama", "hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": vocab, "max_position_embeddings": 4096,
+        "tie_word_embeddings": True, "torch_dtype": "bfloat16", **more,
+    }  # fmt: skip
+    return parse_config(config, name="tiny", file="tiny")
+
+
+def fleet_with(free_bytes: float | None = None, ram: float | None = 64e9, gpu: str = "rtx-4090") -> Fleet:
+    fleet, _ = api.load_fleet(gpu, ram_bytes=ram)
+    return dataclasses.replace(fleet, free_bytes=free_bytes)
+
+
+def ask(model: Model, fleet: Fleet, **more: Any) -> Question:
+    given: dict[str, Any] = {"prompt": 256, "output": 64, "goal": Goal.THROUGHPUT, "limits": Limits(log_ppl=0.05)}
+    return Question(model, fleet, engine=engines.engine("vllm"), **{**given, **more})
+
+
+def plan(question: Question, **more: Any) -> Found:
+    return search(question, api.load_calibrations(question.fleet, None, question.engine.name), **more)
+
+
+# ---- brute force: explicit plans through the simulator and the ledger
+
+
+def with_formats(model: Model, each: tuple[WeightFormat, ...]) -> Model:
+    """Every layer a block of its own, in its format."""
+    blocks = tuple(model.blocks[b]._replace(name=f"layer {i}") for i, b in enumerate(model.pattern))
+    formats = {(i, routed): f for i, f in enumerate(each) for routed in (False, True)}
+    pattern = tuple(range(model.layers))
+    return dataclasses.replace(model, blocks=blocks, pattern=pattern, layer_formats=MappingProxyType(formats))
+
+
+def explicit(question: Question, users: int, each: tuple[tuple[WeightFormat, Mode], ...]) -> float:
+    """The goal of one explicit plan on one device; infinite where it does not fit or breaks a limit."""
+    model, limits = question.model, question.limits
+    formats = tuple(f for f, _ in each)
+    kv = question.pins.kv
+    assert kv is not None
+    spent = max(0.0, kv_increase(model, kv).usual)
+    for layer, f in enumerate(formats):
+        spent += max(0.0, increase(model, f).usual) * layer_shares(model, Part.SHELL)[layer]
+    if limits.log_ppl is not None and spent > limits.log_ppl + 1e-9:
+        return math.inf
+    placement = Placement(tuple(Stretch(mode, 1) for _, mode in each))
+    placed = any(mode is not ON_DEVICE for _, mode in each)
+    scenario = Scenario(
+        with_formats(model, formats),
+        question.fleet,
+        users,
+        question.context,
+        question.prompt,
+        Numerics(formats[0], kv),
+        Sharding(),
+        placement if placed else Placement(),
+        question.engine,
+    )
+    memory = ledger(scenario)
+    if float(np.max(memory.high_bytes())) > budget_bytes(scenario):
+        return math.inf
+    calibrations = api.load_calibrations(question.fleet, None, question.engine.name)
+    if not placed:
+        load = Load(float(users), float(question.prompt), float(question.output))
+        served = serve(scenario, load, calibrations)
+        pace, first, of_all = (
+            float(t.time_s)
+            for t in (served.time_per_output_token, served.first_token_service, served.time_per_token_of_all)
+        )
+        alone = pace
+    else:
+        made = generate(scenario, question.output, calibrations)
+        pace, first, alone = (float(t.time_s) for t in (made.per_token, made.first, made.decode_step))
+        of_all = pace / users
+    if limits.pace_s is not None and pace > limits.pace_s:
+        return math.inf
+    if limits.first_s is not None and first > limits.first_s:
+        return math.inf
+    return first + question.output * alone if question.goal is Goal.LATENCY else of_all
+
+
+# The sets of modes some engine runs together, with what stays on the device.
+MODES = {
+    Offload.NEVER: ((ON_DEVICE,),),
+    Offload.LAYERS: ((ON_DEVICE, LAYERS_HOST), (ON_DEVICE, LAYERS_STREAMED)),
+    Offload.KV: ((ON_DEVICE, KV_HOST, KV_STREAMED),),
+}
+
+
+def brute(question: Question, formats: tuple[WeightFormat, ...], users: int) -> float:
+    """The least goal of all explicit plans; layers are alike, so their order does not matter."""
+    assert question.pins.offload is not None
+    best = math.inf
+    for modes in MODES[question.pins.offload]:
+        for chosen in itertools.combinations_with_replacement(itertools.product(formats, modes), question.model.layers):
+            ordered = tuple(sorted(chosen, key=lambda a: (a[1] is ON_DEVICE, a[1].name)))  # placed layers come first
+            best = min(best, explicit(question, users, ordered))
+    return best
+
+
+def instance(seed: int) -> tuple[Question, tuple[WeightFormat, ...], int]:
+    """A small random question on one device: too little memory as often as not, sometimes limits."""
+    rng = random.Random(seed)
+    offload = rng.choice((Offload.NEVER, Offload.LAYERS, Offload.KV))
+    model = tiny(2 if offload is Offload.KV else rng.choice((2, 3)), rng.choice((512, 1024, 2048)))
+    users = rng.choice((1, 2, 8, 32))
+    goal = rng.choice((Goal.THROUGHPUT, Goal.LATENCY)) if users == 1 else Goal.THROUGHPUT
+    numerics = Numerics(BF16, fit.precisions(model)[0].kv)
+    whole = Scenario(model, fleet_with(), users, 320, 256, numerics, engine=engines.engine("vllm"))
+    needs = float(np.max(ledger(whole).high_bytes())) / 0.9
+    fleet = fleet_with(needs * rng.uniform(0.9, 1.05), None if offload is Offload.NEVER else 64e9)
+    limits = Limits(
+        pace_s=rng.choice((None, None, rng.uniform(5e-4, 5e-2))),
+        first_s=rng.choice((None, None, rng.uniform(1e-3, 1e-1))),
+        log_ppl=rng.choice((0.0, 0.005, 0.02, 0.2)),
+    )
+    pins = Pins(None, numerics.kv, 1, 1, None, users, offload)
+    question = ask(model, fleet, goal=goal, limits=limits, pins=pins)
+    return question, (BF16, FP8, INT4), users
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_the_plan_is_that_of_brute_force(seed: int) -> None:
+    question, formats, users = instance(seed)
+    truth = brute(question, formats, users)
+    found = plan(question)
+    if not math.isfinite(truth):
+        assert not found.plans
+        return
+    assert found.plans, "brute force finds a plan"
+    best = found.plans[0].objective
+    assert best <= truth * (1 + GAP + 1e-3 + found.gap)
+    assert best >= truth * (1 - 1e-9), "no plan is better than the best of all"
+    assert found.bound <= truth * (1 + 1e-9), "the bound is below every plan"
+
+
+# ---- what holds of every plan
+
+QUESTIONS = {
+    "resident": lambda: ask(zoo.bundled("llama-3.1-8b"), fleet_with(ram=None), prompt=1024, output=256),
+    "layouts": lambda: ask(
+        zoo.bundled("qwen3-32b"), api.load_fleet("4xl40s")[0], prompt=1024, output=256, limits=Limits(0.05, None, 0.05)
+    ),
+    "offloaded": lambda: ask(zoo.bundled("qwen2.5-32b"), fleet_with(ram=96e9), prompt=512, output=64, limits=Limits()),
+    "experts": lambda: ask(
+        zoo.bundled("qwen3-30b-a3b"), fleet_with(12e9, 96e9), goal=Goal.LATENCY, prompt=512, output=64
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, tuple[Question, Found]]:
+    return {name: (question(), plan(question())) for name, question in QUESTIONS.items()}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_plan_is_feasible_in_the_ledger(name: str, answers: dict[str, tuple[Question, Found]]) -> None:
+    question, found = answers[name]
+    assert found.plans
+    for p in found.plans:
+        assert verdict(p.scenario, p.memory) is Verdict.SURELY
+        if question.limits.pace_s is not None:
+            assert float(p.pace.time_s) <= question.limits.pace_s
+        if question.limits.log_ppl is not None:
+            assert p.log_ppl <= question.limits.log_ppl + 1e-6
+        assert sum(t.layers for t in p.taken) == question.model.layers
+        assert p.frame.devices <= question.devices
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_the_bound_is_below_and_near(name: str, answers: dict[str, tuple[Question, Found]]) -> None:
+    _, found = answers[name]
+    assert found.bound <= found.plans[0].objective * (1 + 1e-9)
+    assert found.gap <= 0.02
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_first_bounds_are_below_the_programs(name: str, answers: dict[str, tuple[Question, Found]]) -> None:
+    question, found = answers[name]
+    rng = random.Random(name)
+    for family in rng.sample(found.families, min(4, len(found.families))):
+        below = bounds.first_bounds(question, family)
+        for at in rng.sample(range(family.layout.users), min(3, family.layout.users)):
+            answer = solve(question, Frame(family, at))
+            if answer.outcome is not Outcome.INFEASIBLE:
+                assert below[at] <= answer.objective * (1 + 1e-6)
+
+
+def test_the_relaxation_bounds_the_program(answers: dict[str, tuple[Question, Found]]) -> None:
+    import pulp
+
+    question, found = answers["offloaded"]
+    program = build(question, found.plans[0].frame)
+    program.problem.solve(pulp.HiGHS(msg=False, mip=False))
+    relaxed = pulp.value(program.problem.objective)
+    program = build(question, found.plans[0].frame)
+    program.problem.solve(pulp.HiGHS(msg=False))
+    assert relaxed <= pulp.value(program.problem.objective) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+@pytest.mark.parametrize("more", ["memory", "budget", "host memory", "pace"])
+def test_more_never_hurts(name: str, more: str, answers: dict[str, tuple[Question, Found]]) -> None:
+    question, found = answers[name]
+    fleet, limits = question.fleet, question.limits
+    match more:
+        case "memory":
+            changed = dataclasses.replace(question, more_bytes=2e9)
+        case "budget":
+            changed = dataclasses.replace(question, limits=limits._replace(log_ppl=None))
+        case "host memory":
+            changed = dataclasses.replace(
+                question, fleet=dataclasses.replace(fleet, host_memory_bytes=(fleet.host_memory_bytes or 32e9) * 2)
+            )
+        case _:
+            changed = dataclasses.replace(question, limits=limits._replace(pace_s=None))
+    larger = plan(changed)
+    assert larger.plans[0].objective <= found.plans[0].objective * (1 + GAP + found.gap + 1e-3)
+
+
+def test_a_faster_link_and_a_further_device_never_hurt(answers: dict[str, tuple[Question, Found]]) -> None:
+    question, found = answers["offloaded"]
+    rate = question.fleet.host_link.bandwidth_bytes_per_s
+    link = dataclasses.replace(
+        question.fleet.host_link, bandwidth_bytes_per_s=dataclasses.replace(rate, value=rate.value * 2)
+    )
+    faster = plan(dataclasses.replace(question, fleet=dataclasses.replace(question.fleet, host_link=link)))
+    assert faster.plans[0].objective <= found.plans[0].objective * 1.01
+    question, found = answers["layouts"]
+    more = plan(dataclasses.replace(question, fleet=question.fleet.sized(8)))
+    assert more.plans[0].objective <= found.plans[0].objective * (1 + GAP + 1e-3)
+
+
+def test_alike_layers_may_change_places() -> None:
+    model = zoo.bundled("gemma-2-9b") if "gemma-2-9b" in zoo.names() else zoo.bundled("gpt-oss-20b")
+    assert len(model.blocks) > 1
+    shuffled = list(model.pattern)
+    random.Random(1).shuffle(shuffled)
+    other = dataclasses.replace(model, pattern=tuple(shuffled))
+    fleet = fleet_with(ram=None, gpu="l40s")
+    pair = [plan(ask(m, fleet, prompt=512, output=128)).plans[0].objective for m in (model, other)]
+    assert pair[0] == pytest.approx(pair[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("goal", [Goal.LATENCY, Goal.THROUGHPUT])
+def test_fits_never_beats_plan(goal: Goal) -> None:
+    """`fits` at the plan's own question, one user, priced like a plan."""
+    for gpu, name in (("rtx-4090", "llama-3.1-8b"), ("2xl40s", "qwen3-32b")):
+        fleet, _ = api.load_fleet(gpu)
+        question = ask(zoo.bundled(name), fleet, goal=goal, prompt=1024, output=256, limits=Limits())
+        calibrations = api.load_calibrations(fleet)
+        scenario = question.scenario()
+        chosen = fit.choose(scenario, fit.Wishes(), calibrations).candidate.scenario
+        served = serve(chosen, Load(1.0, 1024.0, 256.0), calibrations)
+        theirs = float(served.first_token_service.time_s) + 256 * float(served.time_per_output_token.time_s)
+        if goal is Goal.THROUGHPUT:
+            theirs = float(served.time_per_token_of_all.time_s)
+        assert plan(question).plans[0].objective <= theirs * (1 + GAP)
+
+
+def test_rows_of_the_program_carry_the_names_of_their_constraints(answers: dict[str, tuple[Question, Found]]) -> None:
+    from roofplan.simulator.planner.constraints import CONSTRAINTS
+
+    question, found = answers["offloaded"]
+    question = dataclasses.replace(question, limits=Limits(1.0, 100.0, 0.05))
+    names = {row.name for row in build(question, found.plans[0].frame).problem.constraints()}
+    known = tuple(c.__name__ for c in CONSTRAINTS)
+    assert all(name.startswith((*known, "copies_are_used")) for name in names)
+    used = {c for c in known if any(name.startswith(c) for name in names)}
+    assert set(known) - used <= {"every_stage_has_layers", "slowest_stage_sets_the_pace", "copies_have_buffers"}
+    assert all(c.__doc__ for c in CONSTRAINTS)
+
+
+def test_streamed_layers_need_their_buffers() -> None:
+    question = ask(
+        zoo.bundled("qwen2.5-32b"), fleet_with(14e9, 128e9), prompt=512, output=64, limits=Limits(),
+        pins=Pins(weights=BF16, clients=64),
+    )  # fmt: skip
+    streamed = [p for p in plan(question).plans if any(t.alternative.mode is LAYERS_STREAMED for t in p.taken)]
+    for p in streamed:
+        assert float(np.max(p.memory.high_bytes())) <= question.budget_bytes()
