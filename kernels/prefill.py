@@ -314,8 +314,8 @@ class Prefill(Microkernel[Attention, PrefillInputs]):
         q, k, v, _, window = inputs
         if window or q.shape[1] != k.shape[1]:
             return None
-        heads = (t.transpose(1, 2) for t in (q, k, v))
-        return functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     def flops(self, table: Attention) -> Array:
         """4 d FLOPs for each (query, key) pair that is not masked, and query head."""

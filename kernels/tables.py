@@ -1,4 +1,4 @@
-"""Operator tables of shapes: built from columns, read back a row at a time, and random ones that are always the same."""
+"""Operator tables of shapes: built from columns, read back a row at a time; random ones that are always the same."""
 
 from __future__ import annotations
 
