@@ -251,7 +251,7 @@ class GroupedExperts(Microkernel[Experts, ExpertInputs]):
     def calibration(self, quick: bool) -> Experts:
         """Tokens at three layers, experts all alike and drawn at random."""
         layers = (
-            ExpertLayer("few", 4096, 14336, 8, 2),
+            ExpertLayer("few", 4096, 8192, 8, 2),
             ExpertLayer("some", 4096, 1536, 64, 6),
             ExpertLayer("many", 2048, 1024, 256, 8),
         )

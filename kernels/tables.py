@@ -34,6 +34,14 @@ def only(column: Array) -> int:
     return int(value)
 
 
+def not_among(
+    shapes: Sequence[tuple[str, tuple[int, int, int]]], fitted: Sequence[tuple[int, int, int]]
+) -> list[tuple[str, tuple[int, int, int]]]:
+    """The named (m, n, k) whose (n, k), the weight's shape, no fit has seen at any m."""
+    sites = {(n, k) for _, n, k in fitted}
+    return [(name, (m, n, k)) for name, (m, n, k) in shapes if (n, k) not in sites]
+
+
 def log_uniform(seed: int, count: int, low: float, high: float, multiple: int = 1) -> list[int]:
     """Seeded whole numbers, uniform in the logarithm, rounded to a multiple and at least that."""
     drawn = np.exp(np.random.default_rng(seed).uniform(np.log(low), np.log(high), count))
