@@ -1,17 +1,19 @@
 """Compile a launch ahead of time: real PTX and machine code for a compute capability, on a machine without a GPU.
 
-`python -m roofplan.kernels.aot MODULE CAPABILITY` prints what the kernels of a module use, one JSON line a launch.
+`python -m roofplan.kernels.aot 90 gemm decode` prints what the kernels of modules use, one JSON line a launch.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
+from enum import StrEnum
 from functools import cache
 from typing import Any, NamedTuple
 
 from . import registry, resources
+from .data import interpreted
 from .microkernel import Call, Microkernel
 from .resources import Resources
 
@@ -28,6 +30,14 @@ FORMATS = {
     "int32": "i32",
     "int64": "i64",
 }
+
+
+class Each(StrEnum):
+    """What is compiled: everything a calibration will, one launch of each tile, or the widest launch of a function."""
+
+    SPECIALISATION = "specialisation"
+    TILE = "tile"
+    FUNCTION = "function"
 
 
 class Compiled(NamedTuple):
@@ -121,15 +131,36 @@ def distinct(kernel: Microkernel[Any, Any], capability: int, quick: bool = True)
                     yield label, call
 
 
+def chosen(kernel: Microkernel[Any, Any], capability: int, each: Each) -> list[tuple[str, Call]]:
+    """The launches to compile: of those that count as one, that with the most programs."""
+    widest: dict[Any, tuple[str, Call]] = {}
+    for label, call in distinct(kernel, capability):
+        key: Any = signature(call)
+        if each is Each.TILE:
+            key = key.function, tuple((k, v) for k, v in key.constants if k in call.constants), call.warps, call.stages
+        elif each is Each.FUNCTION:
+            key = key.function
+        if key not in widest or call.programs > widest[key][1].programs:
+            widest[key] = label, call
+    return list(widest.values())
+
+
 def main() -> None:
-    """Compile the kernels of one module for one compute capability and print what they use."""
-    module, capability = sys.argv[1], int(sys.argv[2])
-    for kernel in registry.load(module):
-        if kernel.least_capability <= capability:
-            for label, call in distinct(kernel, capability):
-                used = compiled(call, capability).resources
-                what = {"kernel": kernel.name, "case": label, "function": call.function.__name__}
-                print(json.dumps(what | {"warps": call.warps, "programs": call.programs} | used._asdict()), flush=True)
+    """Compile kernels for one compute capability and print what they use."""
+    parser = argparse.ArgumentParser(prog="python -m roofplan.kernels.aot", description=main.__doc__)
+    parser.add_argument("capability", type=int, help="compute capability times ten: 80, 90, 100")
+    parser.add_argument("modules", nargs="+", choices=registry.ALL, metavar="MODULE", help=", ".join(registry.ALL))
+    parser.add_argument("--each", type=Each, choices=list(Each), default=Each.SPECIALISATION, help="what to compile")
+    given = parser.parse_args()
+    if interpreted():
+        parser.error("TRITON_INTERPRET is set: interpreted functions cannot be compiled")
+    for kernel in (k for module in given.modules for k in registry.load(module)):
+        if kernel.least_capability > given.capability:
+            continue
+        for label, call in chosen(kernel, given.capability, given.each):
+            used = compiled(call, given.capability).resources
+            what = {"kernel": kernel.name, "case": label, "function": call.function.__name__}
+            print(json.dumps(what | {"warps": call.warps, "programs": call.programs} | used._asdict()), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
-"""The check before a time counts: outputs are poisoned, the kernel runs, and what it wrote is held to float64."""
+"""The check before a time counts: outputs are poisoned, the kernel runs, and what it wrote is held to float64.
+
+`python -m roofplan.kernels.check DEVICE [MODULE ...]` checks the small and the quick calibration shapes of kernels.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..simulator.operators import Table
+from . import registry
 from .microkernel import Microkernel
+from .tables import cases
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,3 +71,26 @@ def deviation(got: Tensor, wanted: Tensor) -> float:
         return float("inf")
     scale = wanted.abs() + wanted.square().mean().sqrt()
     return float(((exact - wanted).abs() / scale.clamp_min(torch.finfo(torch.float64).tiny)).max())
+
+
+def main() -> int:
+    """Check kernels on a device, a line a case; 1 if any failed."""
+    device, modules = sys.argv[1], sys.argv[2:] or registry.ALL
+    failed = 0
+    for kernel in (k for module in modules for k in registry.load(module)):
+        tables = [(kernel.miniature(), kernel.miniature().small())]
+        if device != "cpu":
+            tables.append((kernel, kernel.calibration(quick=True)))
+        for checked, table in tables:
+            for case in cases(table):
+                found = verify(checked, case, device)
+                failed += not found.passed
+                word = "ok" if found.passed else "FAILED"
+                print(
+                    f"{word:6} {found.error:.1e} of {found.tolerance:.1e}  {checked.name}: {case.label[0]}", flush=True
+                )
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -71,7 +71,7 @@ def _convolution(
     row, image = above % height, above // height
     steps = tl.cdiv(in_channels, DEPTH)
     total = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    for step in range(0, KH * KW * steps):
+    for step in range(KH * KW * steps):
         tap, depth = step // steps, (step % steps) * DEPTH + tl.arange(0, DEPTH)
         at_row, at_column = row + tap // KW - KH // 2, column + tap % KW - KW // 2
         inside = (at_row >= 0) & (at_row < height) & (at_column >= 0) & (at_column < width) & (image < images)

@@ -1,4 +1,4 @@
-"""Tensors of microkernels: random data on a device, shapes alone on `meta`; and what a launch must know of its device."""
+"""Tensors of microkernels: random on a device, shapes alone on `meta`; and what a launch must know of its device."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _multiprocessors(index: int | None) -> int:
 @cache
 def _capability(index: int | None) -> int:
     major, minor = torch.cuda.get_device_capability(index)
-    return 10 * major + minor
+    return int(10 * major + minor)
 
 
 def capability_of(tensor: Tensor) -> int:

@@ -300,23 +300,23 @@ class Decode(Microkernel[Attention, DecodeInputs]):
 
 
 QUICK = (
-    DecodeCase(1, 128, 32, 8, 128),
-    *(DecodeCase(1, c, 32, 8, 128) for c in (1024, 8192, 65536)),
-    *(DecodeCase(16, c, 32, 8, 128) for c in (512, 4096, 32768)),
-    *(DecodeCase(128, c, 32, 8, 128) for c in (128, 1024, 8192)),
-    *(DecodeCase(512, c, 32, 8, 128) for c in (128, 1024)),
+    DecodeCase(1, 128, 24, 8, 128),
+    *(DecodeCase(1, c, 24, 8, 128) for c in (1024, 8192, 65536)),
+    *(DecodeCase(16, c, 24, 8, 128) for c in (512, 4096, 32768)),
+    *(DecodeCase(128, c, 24, 8, 128) for c in (128, 1024, 8192)),
+    *(DecodeCase(512, c, 24, 8, 128) for c in (128, 1024)),
     *(DecodeCase(b, 4096, 8, 1, 128) for b in (1, 64, 256)),
     *(DecodeCase(16, c, 32, 32, 64) for c in (1024, 4096)),
 )
 FULL = (
     *QUICK,
-    *(DecodeCase(1, c, 32, 8, 128) for c in (64, 256, 512, 2048, 4096, 16384, 32768)),
-    *(DecodeCase(16, c, 32, 8, 128) for c in (128, 256, 1024, 2048, 8192, 16384)),
-    *(DecodeCase(64, c, 32, 8, 128) for c in (128, 1024, 4096, 16384)),
-    *(DecodeCase(b, 2048, 32, 8, 128) for b in (2, 4, 8, 32, 256)),
+    *(DecodeCase(1, c, 24, 8, 128) for c in (64, 256, 512, 2048, 4096, 16384, 32768)),
+    *(DecodeCase(16, c, 24, 8, 128) for c in (128, 256, 1024, 2048, 8192, 16384)),
+    *(DecodeCase(64, c, 24, 8, 128) for c in (128, 1024, 4096, 16384)),
+    *(DecodeCase(b, 2048, 24, 8, 128) for b in (2, 4, 8, 32, 256)),
     *(DecodeCase(b, 8192, 8, 1, 128) for b in (1, 8, 32, 128)),
     *(DecodeCase(b, 1024, 32, 32, 64) for b in (1, 4, 64)),
-    *(DecodeCase(b, 1000, 64, 8, 128) for b in (1, 16, 33, 66)),
+    *(DecodeCase(b, 1000, 48, 8, 128) for b in (1, 16, 33, 66)),
 )
 
 MICROKERNELS: tuple[Microkernel[Attention, DecodeInputs], ...] = tuple(

@@ -2,7 +2,7 @@
 
     h_a = silu(x_t G_e) (x_t U_e),   y_t = sum over the top k of s_a h_a D_e,   a = (t, e)
 
-6 hidden intermediate FLOPs an assignment. Bytes: the weights of the experts any token chose, and for each assignment its
+6 hidden intermediate FLOPs an assignment. Bytes: weights of the experts any token chose, and for each assignment its
 input, the gated product (written and read) and its output. Gate and up are one launch with two accumulators, so that
 the product is gated before it leaves the multiprocessor. Rows are padded to blocks of one expert each; which rows a
 block has is given (an engine sorts them in a kernel of its own, which is not timed). Grid: blocks times columns.
@@ -226,7 +226,10 @@ def case_of(table: Experts) -> ExpertCase:
     """The case in a table of one row."""
     if only(table.ranks) != 1:
         raise ValueError("experts of one rank only")
-    return ExpertCase(*(only(getattr(table, name)) for name in ExpertCase._fields[:-1]), float(table.routing_alpha[0]))
+    tokens, hidden, intermediate = only(table.tokens), only(table.hidden), only(table.intermediate)
+    return ExpertCase(
+        tokens, hidden, intermediate, only(table.experts), only(table.top_k), float(table.routing_alpha[0])
+    )
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,7 @@ class GroupedExperts(Microkernel[Experts, ExpertInputs]):
     def calibration(self, quick: bool) -> Experts:
         """Tokens at three layers, experts all alike and drawn at random."""
         layers = (
-            ExpertLayer("few", 4096, 14336, 8, 2),
+            ExpertLayer("few", 4096, 8192, 8, 2),
             ExpertLayer("some", 4096, 1536, 64, 6),
             ExpertLayer("many", 2048, 1024, 256, 8),
         )

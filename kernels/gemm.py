@@ -30,7 +30,7 @@ from .data import FORMATS, H200_MULTIPROCESSORS, Source, blocks, interpreted, mu
 from .gemm_kernels import add_partials, descriptor_gemm, persistent_gemm, pointer_gemm, split_gemm
 from .microkernel import HOPPER, Call, Microkernel
 from .shapes import NAMED
-from .tables import CALIBRATION, HELD_OUT, SMALL, log_uniform, only, table_of
+from .tables import CALIBRATION, HELD_OUT, SMALL, log_uniform, not_among, only, table_of
 
 GROUP = 8  # rows of tiles walked together
 MOST_SPLITS = 16
@@ -267,7 +267,7 @@ PLAIN_QUICK: tuple[Shape, ...] = (
     (16, 128, 128),
     *((m, 8192, 8192) for m in (1, 16, 64, 256, 1024)),
     *((128, 132 * 128, k) for k in (512, 16384)),
-    *((2048, n, 4096) for n in (1024, 6144)),
+    *((2048, n, 4608) for n in (1024, 6144)),
     *((128 * t, 3072, 2048) for t in (11, 12, 22)),
     *((s, s, s) for s in (2048, 4096, 8192)),
 )
@@ -276,7 +276,7 @@ PLAIN_FULL: tuple[Shape, ...] = (
     *((m, 8192, 8192) for m in (8, 32, 48, 65, 128, 129, 192, 512, 2048, 4096, 16384)),
     *((m, 2048, 2048) for m in (1, 16, 64, 128, 256, 512, 1024, 4096)),
     *((128, 132 * 128, k) for k in (256, 1024, 4096, 65536)),
-    *((2048, n, 4096) for n in (256, 512, 2048, 4096, 16384, 65536)),
+    *((2048, n, 4608) for n in (256, 512, 2048, 4096, 16384, 65536)),
     *((128 * t, 3072, 2048) for t in (1, 2, 4, 8, 10, 13, 16, 33, 44, 66)),
     *((s, s, s) for s in (512, 1024, 3072, 6144, 16384)),
     *((1024, 4096, k) for k in (4093, 4094, 4088)),
@@ -296,14 +296,14 @@ SPLIT_FULL: tuple[Shape, ...] = (
 )
 PERSISTENT_QUICK: tuple[Shape, ...] = (
     (512, 2048, 1024),
-    *((2048, n, 4096) for n in (4096, 16384)),
+    *((2048, n, 4608) for n in (4096, 16384)),
     *((128 * t, 3072, 2048) for t in (11, 12, 22)),
     *((4096, 4096, k) for k in (512, 16384)),
     *((s, s, s) for s in (4096, 8192)),
 )
 PERSISTENT_FULL: tuple[Shape, ...] = (
     *PERSISTENT_QUICK,
-    *((2048, n, 4096) for n in (1024, 2048, 8192, 32768, 65536)),
+    *((2048, n, 4608) for n in (1024, 2048, 8192, 32768, 65536)),
     *((128 * t, 3072, 2048) for t in (1, 4, 8, 16, 33, 44, 66)),
     *((4096, 4096, k) for k in (1024, 2048, 8192, 65536)),
     *((s, s, s) for s in (2048, 6144, 12288, 16384)),
@@ -326,9 +326,11 @@ def held_out_shapes(form: Variant) -> tuple[list[Shape], list[str]]:
         log_uniform(3, 8, 512, 16384, 16),
         strict=True,
     )
-    edges = [] if form is Variant.SPLIT_K else [(128 * 131, 256, 3072), (128 * 133, 256, 3072)]
-    shapes = [shape for _, shape in named] + edges + list(drawn)
-    return shapes, [name for name, _ in named] + [f"{m} x {n} x {k}" for m, n, k in shapes[len(named) :]]
+    edges = [] if form is Variant.SPLIT_K else [(128 * 131, 256, 3328), (128 * 133, 256, 3328)]
+    found = named + [(f"{m} x {n} x {k}", (m, n, k)) for m, n, k in (*edges, *drawn)]
+    fitted = {Variant.PLAIN: PLAIN_FULL, Variant.SPLIT_K: SPLIT_FULL, Variant.PERSISTENT: PERSISTENT_FULL}[form]
+    kept = not_among(found, fitted)
+    return [shape for _, shape in kept], [name for name, _ in kept]
 
 
 MICROKERNELS: tuple[Microkernel[Gemm, GemmInputs], ...] = tuple(

@@ -314,8 +314,8 @@ class Prefill(Microkernel[Attention, PrefillInputs]):
         q, k, v, _, window = inputs
         if window or q.shape[1] != k.shape[1]:
             return None
-        heads = (t.transpose(1, 2) for t in (q, k, v))
-        return functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
     def flops(self, table: Attention) -> Array:
         """4 d FLOPs for each (query, key) pair that is not masked, and query head."""
@@ -337,29 +337,29 @@ CAUSAL_QUICK = (
     PrefillCase(1, 64, 64, 8, 8, 128),
     PrefillCase(64, 64, 64, 8, 8, 128),
     *(PrefillCase(1, s, s, 8, 8, 128) for s in (128, 1024, 8192)),
-    *(PrefillCase(1, s, s, 32, 8, 128) for s in (512, 2048, 4096, 16384)),
-    *(PrefillCase(8, s, s, 64, 8, 128) for s in (256, 2048)),
-    *(PrefillCase(1, n, 8192, 32, 8, 128) for n in (128, 1024)),
+    *(PrefillCase(1, s, s, 24, 8, 128) for s in (512, 2048, 4096, 16384)),
+    *(PrefillCase(8, s, s, 48, 8, 128) for s in (256, 2048)),
+    *(PrefillCase(1, n, 8192, 24, 8, 128) for n in (128, 1024)),
     PrefillCase(2, 4096, 4096, 32, 32, 64),
 )
 CAUSAL_FULL = (
     *CAUSAL_QUICK,
     *(PrefillCase(1, s, s, 8, 8, 128) for s in (256, 512, 2048, 4096, 16384, 32768)),
-    *(PrefillCase(1, s, s, 32, 8, 128) for s in (128, 129, 256, 1024, 8192)),
-    *(PrefillCase(16, s, s, 32, 8, 128) for s in (32, 128, 512, 1024)),
-    *(PrefillCase(1, n, 32768, 32, 8, 128) for n in (16, 256, 2048)),
+    *(PrefillCase(1, s, s, 24, 8, 128) for s in (128, 129, 256, 1024, 8192)),
+    *(PrefillCase(16, s, s, 24, 8, 128) for s in (32, 128, 512, 1024)),
+    *(PrefillCase(1, n, 32768, 24, 8, 128) for n in (16, 256, 2048)),
     *(PrefillCase(b, 1024, 1024, 33, 33, 128) for b in (1, 2, 4)),
     *(PrefillCase(2, s, s, 32, 32, 64) for s in (512, 1024, 2048, 8192)),
 )
 WINDOW_QUICK = (
-    PrefillCase(1, 2048, 2048, 32, 8, 128, 512),
-    *(PrefillCase(1, 8192, 8192, 32, 8, 128, w) for w in (128, 1024, 4096)),
+    PrefillCase(1, 2048, 2048, 24, 8, 128, 512),
+    *(PrefillCase(1, 8192, 8192, 24, 8, 128, w) for w in (128, 1024, 4096)),
 )
 WINDOW_FULL = (
     *WINDOW_QUICK,
-    *(PrefillCase(1, 16384, 16384, 32, 8, 128, w) for w in (128, 1024, 4096)),
-    *(PrefillCase(4, 4096, 4096, 64, 8, 64, w) for w in (128, 512, 2048)),
-    *(PrefillCase(1, n, 16384, 32, 8, 128, 1024) for n in (256, 2048)),
+    *(PrefillCase(1, 16384, 16384, 24, 8, 128, w) for w in (128, 1024, 4096)),
+    *(PrefillCase(4, 4096, 4096, 48, 8, 64, w) for w in (128, 512, 2048)),
+    *(PrefillCase(1, n, 16384, 24, 8, 128, 1024) for n in (256, 2048)),
 )
 
 

@@ -96,7 +96,7 @@ class Stream(RowKernel[StreamInputs]):
                 return Traffic(4 * BLOCK, 2 * BLOCK)
 
     def calibration(self, quick: bool) -> Elementwise:
-        """1 MiB to 4 GiB; the full set has every power of two, and programs counted around a device's multiprocessors."""
+        """1 MiB to 4 GiB; the full set has every power of two, and programs around the number of multiprocessors."""
         if quick:
             sizes = (MIB, 16 * MIB, 64 * MIB, 256 * MIB, 2048 * MIB)
             return self.rows_table(self.rows_of(sizes), CALIBRATION)

@@ -1,4 +1,4 @@
-"""Operator tables of shapes: built from columns, read back a row at a time, and random ones that are always the same."""
+"""Operator tables of shapes: built from columns, read back a row at a time; random ones that are always the same."""
 
 from __future__ import annotations
 
@@ -32,6 +32,14 @@ def only(column: Array) -> int:
     if not float(value).is_integer():
         raise ValueError(f"not a whole number: {value}")
     return int(value)
+
+
+def not_among(
+    shapes: Sequence[tuple[str, tuple[int, int, int]]], fitted: Sequence[tuple[int, int, int]]
+) -> list[tuple[str, tuple[int, int, int]]]:
+    """The named (m, n, k) whose (n, k), the weight's shape, no fit has seen at any m."""
+    sites = {(n, k) for _, n, k in fitted}
+    return [(name, (m, n, k)) for name, (m, n, k) in shapes if (n, k) not in sites]
 
 
 def log_uniform(seed: int, count: int, low: float, high: float, multiple: int = 1) -> list[int]:

@@ -26,7 +26,7 @@ from .data import H200_MULTIPROCESSORS, Source, blocks, interpreted
 from .gemm_kernels import add_partials, place
 from .microkernel import Call, Microkernel
 from .packing import GROUP, WORDS, unpack, widen
-from .tables import CALIBRATION, HELD_OUT, SMALL, log_uniform, only
+from .tables import CALIBRATION, HELD_OUT, SMALL, log_uniform, not_among, only
 from .weight_only_gemv import (
     REDUCTION_BLOCK,
     Shape,
@@ -142,7 +142,7 @@ class WeightOnlyGemm(Microkernel[Gemm, WeightOnlyInputs]):
         """8.9 for fp8."""
         return 89 if self.dtype is DType.FP8 else 80
 
-    def calibration(self, quick: bool) -> Gemm:
+    def fitted(self, quick: bool) -> list[Shape]:
         """Rows at one size; widths, depths and cubes."""
         shapes: list[Shape] = [
             (2, 256, 1024),
@@ -156,6 +156,11 @@ class WeightOnlyGemm(Microkernel[Gemm, WeightOnlyInputs]):
             shapes += [(16, n, 4096) for n in (512, 2048, 8192, 16384)]
             shapes += [(1024, n, 2048) for n in (1024, 1152, 2048, 4224, 8192)]
             shapes += [(64, 4096, k) for k in (512, 2048, 8192, 16384)]
+        return shapes
+
+    def calibration(self, quick: bool) -> Gemm:
+        """Those shapes."""
+        shapes = self.fitted(quick)
         return weight_only_table(self.dtype, shapes, [f"{CALIBRATION}: {m} x {n} x {k}" for m, n, k in shapes])
 
     def held_out(self) -> Gemm:
@@ -168,6 +173,7 @@ class WeightOnlyGemm(Microkernel[Gemm, WeightOnlyInputs]):
             strict=True,
         )
         found += [(f"{m} x {n} x {k}", (m, n, k)) for m, n, k in drawn]
+        found = not_among(found, self.fitted(quick=False))
         return weight_only_table(
             self.dtype, [shape for _, shape in found], [f"{HELD_OUT}: {name}" for name, _ in found]
         )

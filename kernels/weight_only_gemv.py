@@ -27,7 +27,7 @@ from .gemm_kernels import add_partials
 from .microkernel import Call, Microkernel
 from .packing import GROUP, NIBBLES, WORDS, unpack, widen
 from .shapes import NAMED
-from .tables import CALIBRATION, HELD_OUT, SMALL, log_uniform, only, table_of
+from .tables import CALIBRATION, HELD_OUT, SMALL, log_uniform, not_among, only, table_of
 
 GROUPS = 8  # of one step along k: 1024 weights
 PROGRAMS_WANTED = 4  # of 8 warps each, on each multiprocessor
@@ -192,7 +192,7 @@ class WeightOnlyGemv(Microkernel[Gemm, WeightOnlyInputs]):
         """8.9 for fp8."""
         return 89 if self.dtype is DType.FP8 else 80
 
-    def calibration(self, quick: bool) -> Gemm:
+    def fitted(self, quick: bool) -> list[Shape]:
         """Widths and depths."""
         shapes: list[Shape] = [
             (1, 256, 1024),
@@ -204,6 +204,11 @@ class WeightOnlyGemv(Microkernel[Gemm, WeightOnlyInputs]):
             shapes += [(1, n, 4096) for n in (512, 2048, 8192, 12288, 32768)]
             shapes += [(1, 2048, k) for k in (2048, 8192, 16384, 65536)]
             shapes += [(1, s, s) for s in (1024, 2048, 4096, 16384)]
+        return shapes
+
+    def calibration(self, quick: bool) -> Gemm:
+        """Those shapes."""
+        shapes = self.fitted(quick)
         return weight_only_table(self.dtype, shapes, [f"{CALIBRATION}: {m} x {n} x {k}" for m, n, k in shapes])
 
     def held_out(self) -> Gemm:
@@ -211,6 +216,7 @@ class WeightOnlyGemv(Microkernel[Gemm, WeightOnlyInputs]):
         found = named_shapes((1,))
         drawn = zip(log_uniform(5, 8, 512, 40000, 16), log_uniform(6, 8, 1024, 20000, GROUP), strict=True)
         found += [(f"1 x {n} x {k}", (1, n, k)) for n, k in drawn]
+        found = not_among(found, self.fitted(quick=False))
         return weight_only_table(
             self.dtype, [shape for _, shape in found], [f"{HELD_OUT}: {name}" for name, _ in found]
         )
