@@ -146,7 +146,7 @@ def draft(machine: Machine, groups: Sequence[Measurements], streams: np.ndarray[
     return Device(
         key=machine.key,
         file=f"{machine.key}.toml",
-        name=f"{machine.name}, {machine.threads} threads",
+        name=f"{machine.name}, {_threads(machine.threads)}",
         sources=MappingProxyType({"measured": told}),
         vendor="cpu",
         architecture=platform.machine().lower() or "unknown",
@@ -162,6 +162,10 @@ def draft(machine: Machine, groups: Sequence[Measurements], streams: np.ndarray[
         addressable_share=Fact(1.0, "measured", Kind.ASSUMED),
         unified_memory=True,
     )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def hardware_text(device: Device) -> str:

@@ -195,7 +195,7 @@ def _benches(
     machine = this_cpu(torch, threads)
     name = request.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     if name == "cpu":
-        say(f"measuring {machine.name} with {threads} threads")
+        say(f"measuring {machine.name} with {threads} thread{'s' * (threads > 1)}")
         return lambda: "", [cpu_bench(torch, machine, request.quick)]
     index = cuda_index(torch, name)
     sensors = stack.enter_context(Sensors(index))

@@ -75,7 +75,8 @@ def _facts(found: Outcome) -> Iterator[a.MachineFact]:
     for bench, device in zip(found.benches, found.devices, strict=True):
         if device.vendor != "cpu":
             continue
-        how = f"the fastest that torch reached with {bench.machine.threads} threads"
+        plural = "s" * (bench.machine.threads > 1)
+        how = f"the fastest that torch reached with {bench.machine.threads} thread{plural}"
         for dtype, rate in device.peak_dense_flops_per_s.items():
             yield a.MachineFact(device.key, f"product in {dtype}", rate.value, "FLOP/s", how)
         yield a.MachineFact(device.key, "memory", device.bandwidth_bytes_per_s.value, "B/s", how)
