@@ -592,7 +592,7 @@ def test_clocks_and_throttling_are_read_and_nothing_is_set() -> None:
             return {
                 "nvmlDeviceGetCount": 1,
                 "nvmlDeviceGetMigMode": (0, 0),
-                "nvmlDeviceGetClockInfo": 1980 if arguments[-1] == 1 else 3201,
+                "nvmlDeviceGetClockInfo": 1980 if arguments[-1:] == (1,) else 3201,
                 "nvmlDeviceGetTemperature": 61,
                 "nvmlDeviceGetCurrentClocksThrottleReasons": 0x4 | 0x40,
                 "nvmlSystemGetDriverVersion": b"580.82",
