@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from ..hwspecs.device import Fleet
 from ..simulator.calibration import Basis, Cache, Calibration, Denominators, Errors, Hull, Provenance
 from ..simulator.costs import datasheet, work
 from ..simulator.estimate import Array
-from ..simulator.operators import Elementwise, Table, concatenate
+from ..simulator.operators import Collective, Copy, Elementwise, Table, concatenate
+from ..simulator.parameters import SoftRoofline
 from . import forms
 from .bundle import SHARED_FLOOR
-from .fit import baseline, earned, pure_roofline, seconds, spread
+from .fit import baseline, fit, pure_roofline, seconds, spread
 from .judge import errors
 from .records import Record, tables
 
@@ -58,14 +59,15 @@ def fit_group(group: Group, fleet: Fleet) -> Calibration:
     """The calibration of a group on a device; its accuracy is not known yet."""
     device, kernel = fleet.device, group.table.kernel
     d = datasheet(fleet, kernel)
-    form, weights = forms.form_on(device.vendor, kernel, group.engine), np.ones(len(group.seconds))
-    few = len(group.seconds) < ROWS_PER_PARAMETER * len(forms.ranges(form))
-    fitted = baseline if few else None
-    if fitted is not None:
-        found = fitted(group.table, group.seconds, weights, d)
-    else:
-        found = earned(form, group.table, group.seconds, weights, d, group.cache)
-    three = baseline(group.table, group.seconds, weights, d).parameters
+    weights = np.ones(len(group.seconds))
+    plain = baseline(group.table, group.seconds, weights, d)
+    tried = [
+        fit(form, group.table, group.seconds, weights, d, group.cache)
+        for form in candidates(device.vendor, group)
+        if len(group.seconds) >= ROWS_PER_PARAMETER * len(forms.ranges(form))
+    ]
+    found = min((plain, *tried), key=lambda one: spread(one.residual_quantiles))  # each by its freedom
+    three = plain.parameters
     own, shared = spread(found.residual_quantiles), max(SHARED_FLOOR, abs(found.residual_quantiles[1]))
     amount = work(group.table)
     return Calibration(
@@ -92,6 +94,13 @@ def fit_group(group: Group, fleet: Fleet) -> Calibration:
         accuracy=None,
         provenance=Provenance(SOURCE, "records.csv", datetime.date.today().isoformat(), len(group.seconds), 0),
     )
+
+
+def candidates(vendor: str, group: Group) -> tuple[type[Any], ...]:
+    """Forms a kernel may have: its own, and where arithmetic and traffic meet the roofline that lets them overlap."""
+    own = forms.form_on(vendor, group.table.kernel, group.engine)
+    link = isinstance(group.table, Collective | Copy | Elementwise)
+    return (own,) if link or own is SoftRoofline else (own, SoftRoofline)
 
 
 def fit_all(found: Sequence[Record], fleet: Fleet, told: Callable[[str], None]) -> list[Calibration]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 CACHES = 3  # times the last-level cache that rotating operands fill
 MOST_SETS = 256  # of operands: the smallest shapes stay in the cache for all that
 MEMORY_SHARE = 0.25  # of the device's free memory for operands
+OURS = "roofplan"  # how the engines of our kernels begin
+STREAMS = ("read", "copy", "write", "scale-add")
 REUSED = (KernelName.ELEMENTWISE, KernelName.ATTENTION_PREFILL, KernelName.MLA_PREFILL)
 HEAVY_FLOPS = 1e12  # of a shape that the power limit slows: it runs for a while
 HEAVY_S = 0.2
@@ -81,7 +83,7 @@ class Own(Subject):
     @property
     def engine(self) -> str:
         """Kernel identity is part of the key: a variant is another kernel, so another engine."""
-        return f"roofplan-{self.kernel.variant.replace(' ', '-')}"
+        return f"{OURS}-{self.kernel.variant.replace(' ', '-')}"
 
     @property
     def version(self) -> str:
@@ -191,10 +193,14 @@ class Library(Subject):
 
 
 def own_kernels(device: Device) -> list[Own]:
-    """All of our kernels, imported here: triton with them."""
+    """All of our kernels, imported here: triton with them.
+
+    Plain streams come last: a question about what stands between products is answered by the first of its kind.
+    """
     from ...kernels import registry
 
-    return [Own(kernel, device) for kernel in registry.everything()]
+    owns = [Own(kernel, device) for kernel in registry.everything()]
+    return sorted(owns, key=lambda own: own.identity.name is KernelName.ELEMENTWISE and own.variant in STREAMS)
 
 
 def libraries(owns: list[Own]) -> Iterator[Library]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...calibrate import run
+from ...calibrate.measure.microkernels import OURS
 from ...calibrate.run import Judged, Outcome
 from .. import catalogue as a
 
@@ -100,7 +101,7 @@ def _gates(found: Outcome) -> Iterator[a.Gate]:
                 yield _gate(f"median error of {name}", CPU_LIMIT, _pooled_median(rows))
         return
     for judged in found.kernels:
-        if judged.engine.startswith("roofplan"):
+        if judged.engine.startswith(OURS):
             name = f"{judged.kernel} {judged.engine}"
             yield _gate(f"mean error of {name}", OWN_MAPE, judged.mape())
             yield _gate(f"median error of {name}", OWN_MEDIAN, judged.median())
