@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import files
 from .errors import InputError
 from .options import Asked, Json, Model, Plot, asking, option
 from .units import parse_count
@@ -77,6 +78,11 @@ def register(app: typer.Typer, examples: Callable[..., str], answer: Callable[..
         json: Json = False,
     ) -> None:
         """The best way to run it, proved: layout, batch, precision and place of every layer; what would change it."""
+        if plot is not None:
+            from .simulator.report import plots
+
+            plots.check_path(plot)
+            files.check({"--plot": plot})
         goals = goals_of(goal)
         limits = limits_of(tpot_ms, ttft_service_ms, max_ppl_increase, max_gpus, max_power, max_cost)
         per_hour = None if price is None else price_of(price)
@@ -141,7 +147,9 @@ def question_of(
     loaded = api.load_model(model)
     fleet, _ = asked.fleet()
     is_gguf = loaded.origin.endswith(".gguf") or (wishes.weights is not None and wishes.weights.whole)
-    pins = Pins(wishes.weights, wishes.kv, wishes.tp, wishes.pp, wishes.ep, clients, wishes.offload)
+    own = asked.max_batched_tokens
+    chunk = None if own is None else parse_count(own, "--max-batched-tokens")
+    pins = Pins(wishes.weights, wishes.kv, wishes.tp, wishes.pp, wishes.ep, clients, chunk, wishes.offload)
     return Question(
         model=loaded,
         fleet=fleet,

@@ -17,7 +17,7 @@ from .simulator.planner import changes
 from .simulator.planner.export import Planned, refusals
 from .simulator.planner.export import emit as emit_for
 from .simulator.planner.question import Goal, Question
-from .simulator.planner.search import Found, Simulated, search
+from .simulator.planner.search import Found, Simulated, refine, rivals, search
 from .simulator.report import plan_account as account
 from .simulator.report.account import evidence_of
 from .simulator.report.contract import envelope
@@ -47,26 +47,29 @@ def ask_plan(
     calibrations = calibrations_of(question)
     progress("looking at every layout and precision")
     can_run = None if emit is None else lambda plan: not refusals(emit, _planned(question, plan))
-    found = search(question, calibrations, accept=can_run)
+    found = refine(question, search(question, calibrations, accept=can_run), calibrations, can_run)
     if not found.plans:
         return _without_a_plan(question, found, calibrations_of, why, progress)
     best = found.plans[0]
     limits = account.limits_of(question, best)
-    tried = []
+    tried, others = [], []
     if why:
+        progress("looking at what came close")
+        others = [p for p in rivals(question, found, calibrations) if can_run is None or can_run(p)]
         progress("solving again with a little more of everything")
         tried = changes.purchases(question, found, calibrations_of)
     answer = PlanAnswer(
         asked=account.question_of(question),
         verdict="yes",
-        words=account.words_of(question, found, limits),
+        words=account.words_of(question, best, others, limits),
         plan=account.row_of(question, best),
         layers=_layers(best),
         limits=limits,
         proof=account.proof_of(question, found),
         domain=account.domain_of(question, found),
+        timeline=account.timeline_of(best),
         changes=tuple(account.change_of(question, t, best) for t in tried),
-        runners_up=account.runners_up(question, found),
+        runners_up=account.runners_up(question, best, others),
         front=() if second_goal is None else _front(question, second_goal, found, calibrations),
         emitted=() if emit is None else _emitted(question, best, emit),
         refute=account.refute(question, best),
@@ -93,6 +96,7 @@ def _without_a_plan(
         limits=(),
         proof=account.proof_of(question, found),
         domain=account.domain_of(question, found),
+        timeline=(),
         changes=tuple(account.change_of(question, t, None) for t in tried),
         runners_up=(),
         front=(),

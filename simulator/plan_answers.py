@@ -38,7 +38,9 @@ class PlanLayers(NamedTuple):
 
 
 class PlanRow(NamedTuple):
-    """A plan: `users` of each of `replicas` at once; `goal` is what was to be made small, in `PlanProof.unit`.
+    """A plan: `users` of each of `replicas` at once, prompts in steps of at most `chunk_tokens`.
+
+    `goal` is what was to be made small, in `PlanProof.unit`.
 
     `ratio` is its goal over the best plan's; `tie` says that measurements could turn the two around.
     """
@@ -48,6 +50,7 @@ class PlanRow(NamedTuple):
     replicas: int
     devices: int
     users: int
+    chunk_tokens: int
     weights: str
     kv: str
     where: str
@@ -65,11 +68,14 @@ class PlanRow(NamedTuple):
 
 
 class PlanProof(NamedTuple):
-    """What is proved: no plan of the domain is below `bound`. `gap` is relative to the goal of the plan found."""
+    """What is proved: no plan of the domain is below `bound`; null where there is no plan.
+
+    `gap` is relative to the goal of the plan found.
+    """
 
     status: str
-    goal: float
-    bound: float
+    goal: float | None
+    bound: float | None
     gap: float
     unit: str
     frames: int
@@ -105,6 +111,16 @@ class PlanChange(NamedTuple):
     ask: str
 
 
+class PlanSpan(NamedTuple):
+    """A stretch of time of a step: what runs on a lane (compute or copies), from `start_s` on for `seconds`."""
+
+    step: str
+    lane: str
+    name: str
+    start_s: float
+    seconds: float
+
+
 class PlanAnswer(NamedTuple):
     """The best plan, its layers, proof and limits; what would change it; what else came close."""
 
@@ -116,6 +132,7 @@ class PlanAnswer(NamedTuple):
     limits: tuple[PlanLimit, ...]
     proof: PlanProof
     domain: tuple[PlanDomain, ...]
+    timeline: tuple[PlanSpan, ...]
     changes: tuple[PlanChange, ...]
     runners_up: tuple[PlanRow, ...]
     front: tuple[PlanRow, ...]

@@ -13,7 +13,7 @@ from ...dtypes import DType
 from ..calibration import CalibrationSet
 from ..scenario import Where
 from .frames import Family
-from .question import Question
+from .question import Limits, Question
 from .search import Found, search
 
 GIB = 2.0**30
@@ -83,7 +83,7 @@ def _more(question: Question, found: Found) -> Iterator[Change]:
         yield Change(
             f"a perplexity {doubled:.0%} higher instead of {limits.log_ppl:.0%}",
             ask,
-            _limit(question, log_ppl=doubled),
+            _limit(question, limits._replace(log_ppl=doubled)),
             True,
         )
 
@@ -105,7 +105,12 @@ def _ladders(question: Question) -> Iterator[Sequence[Change]]:
     if limits.log_ppl is not None:
         steps = [max(0.01, limits.log_ppl) * s for s in (1.5, 2.0, 3.0, 5.0, 10.0)]
         yield [
-            Change(f"a perplexity {s:.1%} higher", f"--max-ppl-increase {s:.1%}", _limit(question, log_ppl=s), True)
+            Change(
+                f"a perplexity {s:.1%} higher",
+                f"--max-ppl-increase {s:.1%}",
+                _limit(question, limits._replace(log_ppl=s)),
+                True,
+            )
             for s in steps
         ]
     if pins.kv is not None and pins.kv.bits > 8:
@@ -117,7 +122,7 @@ def _ladders(question: Question) -> Iterator[Sequence[Change]]:
             Change(
                 f"{pace * s * 1e3:.3g} ms per token",
                 f"--tpot-ms {pace * s * 1e3:.3g}",
-                _limit(question, pace_s=pace * s),
+                _limit(question, limits._replace(pace_s=pace * s)),
                 True,
             )
             for s in STEPS
@@ -128,7 +133,7 @@ def _ladders(question: Question) -> Iterator[Sequence[Change]]:
             Change(
                 f"{first * s * 1e3:,.0f} ms to the first token",
                 f"--ttft-service-ms {first * s * 1e3:.0f}",
-                _limit(question, first_s=first * s),
+                _limit(question, limits._replace(first_s=first * s)),
                 True,
             )
             for s in STEPS
@@ -160,9 +165,8 @@ def _on(question: Question, fleet: object) -> Question:
     return dataclasses.replace(question, fleet=fleet)  # type: ignore[arg-type]
 
 
-def _limit(question: Question, **limits: float) -> Question:
-    changed = question.limits._replace(**limits)  # type: ignore[arg-type] - no count of devices among them
-    return dataclasses.replace(question, limits=changed)
+def _limit(question: Question, limits: Limits) -> Question:
+    return dataclasses.replace(question, limits=limits)
 
 
 def _shorter(question: Question, share: float) -> Change:

@@ -7,6 +7,7 @@ the KV cache leave the device, a batch is taken in, decoded to its end, and foll
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from ...errors import InputError
 from ..calibration import CalibrationSet
 from ..estimate import Array
 from ..quality import kv_increase
-from ..scenario import MODES, ON_DEVICE, Mode, Numerics, Phase, Scenario, Sharding, Step, Where
+from ..scenario import MODES, ON_DEVICE, Engine, Mode, Numerics, Phase, Scenario, Sharding, Step, Where
 from ..serving import Load, steps_of
 from ..workload.formats import FORMATS, WeightFormat
 from .domain import layouts, takes, weight_choices
@@ -26,7 +27,7 @@ from .place import modes_of
 from .prices import Alternative, Layout, StepKind, combinations
 from .question import Question
 
-USERS = tuple(float(n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024))
+SMALL_CHUNK = 2048  # tokens of a prompt step, vLLM's default where latency counts more
 CACHED = (0.0, 0.25, 0.5, 0.75)  # shares of a layer's experts kept on the device where the rest is fetched
 GGUF_TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M")
 
@@ -79,7 +80,20 @@ def kv_formats(question: Question) -> tuple[DType, ...]:
 
 
 def families(question: Question, calibrations: CalibrationSet) -> Iterator[Family]:
-    """Every layout on every part of a node, with every KV format: the whole model on the devices, then placed."""
+    """Every layout on every part of a node, with every KV format and size of a prompt step: whole, then placed."""
+    for engine in _engines(question):
+        yield from _families(dataclasses.replace(question, engine=engine), calibrations)
+
+
+def _engines(question: Question) -> tuple[Engine, ...]:
+    """The engine with the sizes of a prompt step to choose from, where it cuts prompts into pieces."""
+    engine = question.engine
+    if question.pins.chunk or not engine.chunks_prefill or engine.max_batched_tokens <= SMALL_CHUNK:
+        return (engine,)
+    return engine, dataclasses.replace(engine, max_batched_tokens=SMALL_CHUNK)
+
+
+def _families(question: Question, calibrations: CalibrationSet) -> Iterator[Family]:
     pins, most = question.pins, question.usable_devices()
     users = _users(question)
     for sharding in _layouts(question, most):
@@ -114,7 +128,7 @@ def _users(question: Question) -> Array:
         return np.array([float(question.pins.clients)])
     if question.goal.value == "latency":
         return np.ones(1)
-    return np.array(USERS)
+    return np.array(question.users)
 
 
 def _placements(question: Question, sharding: Sharding) -> list[tuple[tuple[Mode, float], ...]]:

@@ -14,6 +14,8 @@ from ..workload.formats import WeightFormat
 from ..workload.model import Model
 from .fit import Offload
 
+USERS = tuple(float(n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024))
+
 
 class Goal(StrEnum):
     """What a plan is to make small: `throughput` is the time per token of all users, so every goal is minimised."""
@@ -40,7 +42,8 @@ class Limits(NamedTuple):
 
 
 class Pins(NamedTuple):
-    """Decisions the asker made; None leaves them open. `clients` are the users of one replica."""
+    """Decisions the asker made; None leaves them open. `clients` are the users of one replica,
+    `chunk` the tokens of a prompt step."""
 
     weights: WeightFormat | None = None
     kv: DType | None = None
@@ -48,6 +51,7 @@ class Pins(NamedTuple):
     pp: int | None = None
     ep: int | None = None
     clients: int | None = None
+    chunk: int | None = None
     offload: Offload | None = None
 
 
@@ -56,7 +60,8 @@ class Question:
     """Everything a plan depends on. `fleet` is one node; there are `nodes` of them, and a replica stays within one.
 
     Requests have `prompt` and `output` tokens. `price_per_hour` is the money of one device for an hour,
-    `more_bytes` what a device is imagined to hold more than it does.
+    `more_bytes` what a device is imagined to hold more than it does,
+    `users` the numbers of users of a replica to look at.
     """
 
     model: Model
@@ -70,6 +75,7 @@ class Question:
     nodes: int = 1
     price_per_hour: float | None = None
     more_bytes: float = 0.0
+    users: tuple[float, ...] = USERS
 
     def __post_init__(self) -> None:
         for name in ("prompt", "output", "nodes"):

@@ -6,6 +6,7 @@ it when the frame is looked at. The plan is the best of what was simulated; the 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -62,6 +63,7 @@ class Found(NamedTuple):
     frames: int
     solved: int
     families: tuple[Family, ...]
+    queue: tuple[tuple[float, int, int], ...]  # first bound, family, place of its number of users
     seconds: float
     timed_out: bool
 
@@ -82,11 +84,12 @@ def search(
     families: tuple[Family, ...] | None = None,
     users: float | None = None,
     accept: Callable[[Simulated], bool] | None = None,
+    below: float = np.inf,
 ) -> Found:
     """The best plan of the domain to within the gap.
 
     `families` may hand in a domain that is priced already, `users` leaves those frames that have so many in all,
-    `accept` refuses plans (those an engine cannot run, say).
+    `accept` refuses plans (those an engine cannot run, say), and only plans `below` a value of the goal are wanted.
     """
     started = time.monotonic()
     found = tuple(domain(question, calibrations)) if families is None else families
@@ -97,7 +100,7 @@ def search(
         frames = [f for f in frames if Frame(found[f[1]], f[2]).users * found[f[1]].replicas == users]
     queue = sorted(frame for frame in frames if np.isfinite(frame[0]))
     plans: list[Simulated] = []
-    best, least, solved, timed_out = np.inf, np.inf, 0, False
+    best, least, solved, timed_out = below, np.inf, 0, False
     for bound, i, at in queue:
         if bound >= best * (1.0 - gap):
             least = min(least, bound)
@@ -113,7 +116,63 @@ def search(
             best = min(best, simulated.objective)
     plans = sorted(plans, key=lambda p: p.objective)[:KEPT]
     elapsed = time.monotonic() - started
-    return Found(tuple(plans), min(least, best), len(frames), solved, found, elapsed, timed_out)
+    return Found(tuple(plans), min(least, best), len(frames), solved, found, tuple(queue), elapsed, timed_out)
+
+
+BETWEEN = 5  # numbers of users looked at between two that are a third to a half apart
+
+
+def refine(
+    question: Question, found: Found, calibrations: CalibrationSet, accept: Callable[[Simulated], bool] | None = None
+) -> Found:
+    """The search again with numbers of users between the best plan's and the next larger one looked at."""
+    if not found.plans or question.pins.clients is not None or question.goal is Goal.LATENCY:
+        return found
+    best = found.plans[0]
+    larger = [u for u in question.users if u > best.frame.users]
+    if not larger:
+        return found
+    steps = np.unique(np.round(np.linspace(best.frame.users, larger[0], BETWEEN + 2)))[1:-1]
+    if not len(steps):
+        return found
+    asked = dataclasses.replace(question, users=tuple(float(u) for u in steps))
+    more = search(asked, calibrations, accept=accept, below=best.objective)
+    shifted = tuple((bound, i + len(found.families), at) for bound, i, at in more.queue)
+    return Found(
+        tuple(sorted((*found.plans, *more.plans), key=lambda p: p.objective))[:KEPT],
+        min(found.bound, more.bound),
+        found.frames + more.frames,
+        found.solved + more.solved,
+        (*found.families, *more.families),
+        tuple(sorted((*found.queue, *shifted))),
+        found.seconds + more.seconds,
+        found.timed_out or more.timed_out,
+    )
+
+
+RIVALS = 5
+
+
+def rivals(question: Question, found: Found, calibrations: CalibrationSet) -> list[Simulated]:
+    """The best plan of the most promising frame of each other layout, KV format and kind of placement."""
+    best = found.plans[0]
+    seen, plans = {_kind(best.frame)}, []
+    for _, i, at in found.queue:
+        frame = Frame(found.families[i], at)
+        if _kind(frame) in seen:
+            continue
+        seen.add(_kind(frame))
+        simulated, _ = look_at(question, frame, calibrations, np.inf)
+        if simulated is not None:
+            plans.append(simulated)
+        if len(seen) > RIVALS:
+            break
+    return sorted(plans, key=lambda p: p.objective)
+
+
+def _kind(frame: Frame) -> tuple[str, str, bool]:
+    base = frame.family.layout.base
+    return str(base.sharding), base.numerics.kv.value, frame.family.placed
 
 
 def look_at(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -80,6 +81,7 @@ def row_of(question: Question, plan: Simulated, best: Simulated | None = None, w
         replicas=frame.family.replicas,
         devices=frame.devices,
         users=int(frame.users),
+        chunk_tokens=scenario.engine.max_batched_tokens,
         weights=weights_words(plan),
         kv=scenario.numerics.kv.value,
         where=where_words(plan),
@@ -160,13 +162,16 @@ def domain_of(question: Question, found: Found) -> tuple[a.PlanDomain, ...]:
             "weights of each layer", tuple(dict.fromkeys(f.name for layout in layouts for f in layout.formats))
         ),
         a.PlanDomain("place of each layer", tuple(sorted(modes))),
-        a.PlanDomain("tokens of a prompt step", (f"{question.engine.max_batched_tokens}",)),
+        a.PlanDomain(
+            "tokens of a prompt step",
+            tuple(dict.fromkeys(f"{each.base.engine.max_batched_tokens}" for each in layouts)),
+        ),
     )
 
 
 def proof_of(question: Question, found: Found) -> a.PlanProof:
     """What was proved, and with what."""
-    best = found.plans[0].objective if found.plans else float("nan")
+    best = found.plans[0].objective if found.plans else None
     if not found.plans:
         status = "infeasible" if not found.timed_out else "no plan found in time"
     else:
@@ -174,7 +179,7 @@ def proof_of(question: Question, found: Found) -> a.PlanProof:
     return a.PlanProof(
         status=status,
         goal=best,
-        bound=found.bound if math.isfinite(found.bound) else float("nan"),
+        bound=found.bound if math.isfinite(found.bound) else None,
         gap=found.gap,
         unit=UNITS[question.goal],
         frames=found.frames,
@@ -190,16 +195,11 @@ def _solver() -> str:
     return f"PuLP {version('pulp')}, HiGHS {version('highspy')}"
 
 
-def runners_up(question: Question, found: Found) -> tuple[a.PlanRow, ...]:
-    """The best plan of each other layout, KV format or kind of placement, with what it loses by."""
-    best, seen, rows = found.plans[0], set(), []
-    for plan in found.plans:
-        key = (str(plan.frame.family.layout.base.sharding), plan.scenario.numerics.kv, plan.frame.family.placed)
-        if key in seen:
-            continue
-        seen.add(key)
-        if plan is not best:
-            rows.append(row_of(question, plan, best, _why(question, plan, best)))
+def runners_up(question: Question, best: Simulated, plans: Sequence[Simulated]) -> tuple[a.PlanRow, ...]:
+    """Plans that came close, with what they lose by."""
+    rows = [
+        row_of(question, plan, best, _why(question, plan, best)) for plan in plans if plan.objective >= best.objective
+    ]
     return tuple(rows[:RUNNERS_UP])
 
 
@@ -228,18 +228,22 @@ def change_of(question: Question, tried: Tried, best: Simulated | None) -> a.Pla
     return a.PlanChange(change.words, plan.objective, gain, words, change.flags)
 
 
-def words_of(question: Question, found: Found, limits: tuple[a.PlanLimit, ...]) -> tuple[str, ...]:
+def words_of(
+    question: Question, best: Simulated, plans: Sequence[Simulated], limits: tuple[a.PlanLimit, ...]
+) -> tuple[str, ...]:
     """The plan in sentences: what to run, what it reaches, what binds, how sure that is."""
-    best = found.plans[0]
     scenario, frame = best.scenario, best.frame
     replicas = f"{frame.family.replicas} replicas of " if frame.family.replicas > 1 else ""
     users = f"{frame.users:.0f} user{'s' if frame.users > 1 else ''}"
     away = where_words(best)
     run = f"run {replicas}{scenario.sharding} with {weights_words(best)} weights and a {scenario.numerics.kv} KV cache"
-    first = f"{run}, {users} at once{' each' if frame.family.replicas > 1 else ''}" + (f"; {away}" if away else "")
+    chunk = scenario.engine.max_batched_tokens
+    pieces = "" if chunk == question.engine.max_batched_tokens else f", prompts in steps of {chunk:,} tokens"
+    each = " each" if frame.family.replicas > 1 else ""
+    first = f"{run}, {users} at once{each}{pieces}" + (f"; {away}" if away else "")
     binding = [limit.name for limit in limits if limit.binds]
     second = f"what binds: {', '.join(binding)}" if binding else "no limit binds: the devices' own speed does"
-    ties = sum(p.objective / best.objective < TIE for p in found.plans[1:])
+    ties = sum(1 <= p.objective / best.objective < TIE for p in plans)
     third = (
         f"{ties} other plan{'s' if ties != 1 else ''} within {TIE - 1:.0%}: measure before you choose" if ties else ""
     )
@@ -259,10 +263,10 @@ def refute(question: Question, plan: Simulated) -> str:
 
 def needs(question: Question, found: Found) -> str:
     """What keeps every plan from fitting, where none does."""
-    least = min((float(f.layout.fixed_bytes[0].max()) for f in found.families), default=float("nan"))
-    return (
-        f"no plan of {found.frames:,} frames keeps all limits; the runtime alone takes {format_gib(least)} of a device"
-    )
+    least = min((float(f.layout.fixed_bytes[0].min()) for f in found.families), default=float("nan"))
+    room = format_gib(question.budget_bytes())
+    taken = f"what belongs to no layer takes {format_gib(least)} of the {room} an engine may claim of a device"
+    return f"none of {found.frames:,} frames keeps all limits; {taken}"
 
 
 def value_of(question: Question, plan: Simulated, goal: Goal) -> float:
@@ -276,3 +280,31 @@ def value_of(question: Question, plan: Simulated, goal: Goal) -> float:
         case Goal.ENERGY:
             return row.joules_per_token or math.inf
     return float(plan.of_all.time_s)
+
+
+STEPS = ("decode step", "step with prompts")
+
+
+def timeline_of(plan: Simulated) -> tuple[a.PlanSpan, ...]:
+    """What computes and what is copied in a decode step and in one that takes prompts in, layers by alternative.
+
+    Layers run one after another; copies run beside them, but for experts fetched after the router has chosen. What the
+    program is priced with: the simulator adds what imperfect overlap costs.
+    """
+    frame, spans = plan.frame, []
+    layout = frame.family.layout
+    for kind, step in enumerate(STEPS):
+        computing, prefetched, late = (s[:, :, frame.at] for s in layout.seconds(kind))
+        now = copied = 0.0
+        for t in plan.taken:
+            index = layout.alternatives.index(t.alternative)
+            label = f"{t.layers} x {t.alternative.label}"
+            run, beside, behind = (t.layers * float(each[index, t.block]) for each in (computing, prefetched, late))
+            spans.append(a.PlanSpan(step, "computing", label, now, run + behind))
+            now += run + behind
+            if beside:
+                spans.append(a.PlanSpan(step, "copies", label, copied, beside))
+                copied += beside
+        outside = float(layout.outside(kind)[:, frame.at].sum())
+        spans.append(a.PlanSpan(step, "computing", "embedding, head, hand-overs", now, outside))
+    return tuple(spans)

@@ -26,26 +26,31 @@ def render(out: Console, report: a.Report, answer: p.PlanAnswer) -> None:
     for words in answer.words:
         out.print(f"  {words}")
     if answer.plan:
-        out.print()
         out.print(table(["", ""], _rows(report, answer, answer.plan), left=2))
         show_sources(out, report.evidence)
         if len(answer.layers) > 1:
+            out.print()
             out.print(table(["layers", "stage", "weights", "where"], _layers(answer), left=4))
         if answer.runners_up:
+            out.print()
             out.print(
                 table(
                     ["runner-up", "weights", "KV", "tokens/s", "per token", "worse by", "why"], _others(answer), left=3
                 )
             )
     if answer.front:
+        out.print()
         out.print(table(["users", "layout", "weights", "tokens/s", "per token", "request"], _front(answer), left=3))
     if answer.changes:
+        out.print()
         head = "what would change it" if answer.plan else "what alone is enough"
         out.print(table([head, "then", "better by", "ask with"], _changes(answer), left=4))
+    if answer.emitted:
+        out.print("\nrun it:")
     for line in answer.emitted:
-        out.print(line)
+        out.print(line, markup=False)
     if answer.refute:
-        out.print(f"refute it: {answer.refute}")
+        out.print(f"\nrefute it: {answer.refute}")
     out.print(f"next: {answer.next_step}")
 
 
@@ -67,7 +72,7 @@ def _rows(report: a.Report, answer: p.PlanAnswer, plan: p.PlanRow) -> list[list[
         [
             "proof",
             f"{proof.status}: no plan of the domain is better by more than {proof.gap:.2%} "
-            f"({proof.frames:,} frames, {proof.programs} programs, {proof.seconds:.1f} s)",
+            f"({proof.frames:,} frames, {proof.programs} programs)",
         ]
     )
     return rows if report.evidence is None else [*rows, evidence_row("evidence", report.evidence)]

@@ -37,6 +37,8 @@ def check_path(path: Path) -> None:
 
 def save(report: a.Report, path: Path) -> None:
     """Draw the answer and write it to `path`, completely or not at all."""
+    from ..plan_answers import PlanAnswer
+
     match report.answer:
         case a.ExplainAnswer():
             figure = roofline(report, report.answer)
@@ -46,6 +48,10 @@ def save(report: a.Report, path: Path) -> None:
             from . import sweep_plots
 
             figure = sweep_plots.tokens_against_context(report.answer)
+        case PlanAnswer():
+            from . import plan_plots
+
+            figure = plan_plots.plan(report.answer)
         case _:
             raise InputError("there is no picture of this answer", key="--plot")
     write(figure, path)

@@ -1,0 +1,156 @@
+"""`roofplan plan` as a person meets it: answers, words, limits, nonsense."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from roofplan import cli
+from roofplan.errors import ExitCode
+
+SCHEMA = json.loads((Path(cli.__file__).parent / "simulator" / "report" / "schema.json").read_text())
+SMALL = ["plan", "llama-3.1-8b", "--gpu", "rtx-4090", "--prompt", "512", "--output", "128", "--no-why"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = cli.run([str(w) for w in words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    code, out, err = run(capsys, *words, "--json")
+    assert err == "" and code in (ExitCode.YES, ExitCode.NO)
+    report = json.loads(out)
+    jsonschema.validate(report, SCHEMA)
+    assert (report["answer"]["verdict"] == "no") == (code == ExitCode.NO)
+    return report["answer"]
+
+
+def test_the_answer_has_its_proof_and_its_reasons(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, *SMALL[:-1])
+    assert code == ExitCode.YES
+    for words in (
+        "what binds",
+        "proof",
+        "no plan of the domain is better",
+        "what would change it",
+        "refute it:",
+        "next:",
+    ):
+        assert words in out
+
+
+def test_json_follows_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(capsys, *SMALL, "--goal", "throughput,latency", "--tpot-ms", "40")
+    proof = found["proof"]
+    assert proof["bound"] <= proof["goal"] * (1 + 1e-9) and proof["gap"] < 0.05 and "HiGHS" in proof["solver"]
+    assert found["front"] and found["timeline"] and found["domain"]
+    assert found["plan"]["time_per_output_token"]["value"] <= 0.040
+    users = [row["users"] * row["replicas"] for row in found["front"]]
+    assert users == sorted(users, reverse=True) and len(set(users)) == len(users)
+    speeds = [row["tokens_per_s_total"]["value"] for row in found["front"]]
+    assert speeds == sorted(speeds, reverse=True)
+
+
+def test_where_nothing_fits_the_smallest_changes_are_named_and_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "plan",
+        "llama-3.1-8b",
+        "--gpu",
+        "rtx-4060",
+        "--max-ppl-increase",
+        "0%",
+        "--prompt",
+        "512",
+        "--output",
+        "64",
+    ]
+    found = answer(capsys, *words)
+    assert found["verdict"] == "no" and found["changes"]
+    for change in found["changes"]:
+        flags = change["ask"].split()
+        again = list(words)
+        for key, value in zip(flags[::2], flags[1::2], strict=True):
+            if key in again:
+                again[again.index(key) + 1] = value
+            else:
+                again += [key, value]
+        assert answer(capsys, *again, "--no-why")["verdict"] == "yes", change["change"]
+
+
+def test_money_power_and_devices_limit_what_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["plan", "llama-3.1-8b", "--gpu", "4xl40s", "--prompt", "512", "--output", "128", "--no-why"]
+    price = ["--price", "l40s=1USD/h"]
+    assert answer(capsys, *base)["plan"]["devices"] == 4
+    assert answer(capsys, *base, "--max-gpus", "2")["plan"]["devices"] <= 2
+    assert answer(capsys, *base, "--max-power", "800W")["plan"]["devices"] <= 2
+    assert answer(capsys, *base, *price, "--max-cost", "3USD/h")["plan"]["devices"] <= 3
+    cheap = answer(capsys, *base, *price, "--goal", "cost")["plan"]
+    assert cheap["money_per_million_tokens"] > 0
+    assert answer(capsys, *base, "--goal", "energy")["plan"]["joules_per_token"] > 0
+
+
+def test_nodes_multiply_replicas(capsys: pytest.CaptureFixture[str]) -> None:
+    one, four = (
+        answer(capsys, "plan", "llama-3.1-8b", "--gpu", gpu, "--prompt", "512", "--output", "128", "--no-why")
+        for gpu in ("2xl40s", "4x2xl40s")
+    )
+    assert four["plan"]["devices"] == 8
+    assert four["plan"]["tokens_per_s_total"]["value"] == pytest.approx(4 * one["plan"]["tokens_per_s_total"]["value"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--goal", "speed"], "unknown goal"),
+        (["--goal", "latency,latency"], "--goal"),
+        (["--goal", "latency,cost,energy"], "--goal"),
+        (["--goal", "cost"], "--price"),
+        (["--price", "cheap"], "--price"),
+        (["--price", "h200=3.5"], "3.5USD/h"),
+        (["--max-cost", "-3USD/h"], "--max-cost"),
+        (["--max-power", "700"], "--max-power"),
+        (["--max-ppl-increase", "0.03"], "--max-ppl-increase"),
+        (["--max-ppl-increase", "-1%"], "--max-ppl-increase"),
+        (["--tpot-ms", "0"], "--tpot-ms"),
+        (["--tpot-ms", "nan"], "--tpot-ms"),
+        (["--ttft-service-ms", "-5"], "--ttft-service-ms"),
+        (["--max-gpus", "0"], "--max-gpus"),
+        (["--prompt", "0"], "--prompt"),
+        (["--output", "1M"], "--prompt"),
+        (["--gpu", "0x8xh200"], "--gpu"),
+        (["--gpu", "2x8xh20000"], "did you mean"),
+        (["--weights", "int3"], "unknown weight format"),
+        (["--emit", "tensorflow"], "--emit"),
+        (["--plot", "plan.txt"], "--plot"),
+    ],
+)  # fmt: skip
+def test_nonsense_is_one_clear_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [*SMALL]
+    for key, value in zip(words[::2], words[1::2], strict=True):
+        if key in given:
+            given[given.index(key) + 1] = value
+        else:
+            given += [key, value]
+    code, out, err = run(capsys, *given)
+    assert code == ExitCode.BAD_INPUT and out == ""
+    assert err.count("\n") == 1 and said in err and "Traceback" not in err
+
+
+def test_the_picture_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.png"
+    code, _, _ = run(capsys, *SMALL, "--goal", "throughput,latency", "--plot", path)
+    assert code == ExitCode.YES and path.stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm", "llama.cpp"])
+def test_plans_are_emitted_as_flags(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = answer(capsys, *SMALL, "--emit", engine)
+    if found["verdict"] == "yes":
+        lines = "\n".join(found["emitted"])
+        assert "measure it:" in lines and "--" in found["emitted"][0]
