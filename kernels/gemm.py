@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -234,15 +235,18 @@ class MatrixProduct(Microkernel[Gemm, GemmInputs]):
         """In float64."""
         return (inputs.a.double() @ inputs.b.double().T * inputs.scale,)
 
-    def library(self, inputs: GemmInputs) -> Tensor:
-        """torch's own product of the format, without the scale where it has none."""
+    def library(self, inputs: GemmInputs) -> Tensor | None:
+        """torch's own product of the format, without the scale where it has none; None for shapes it does not take."""
         a, b, c, _, _ = inputs
+        (m, k), n = a.shape, len(b)
+        if self.dtype in (DType.BF16, DType.FP16):
+            return torch.mm(a, b.T, out=c)
+        if k % 16 or n % 16 or (self.dtype is DType.INT8 and m <= 16):
+            return None
         if self.dtype is DType.INT8:
             return torch._int_mm(a, b.T)
-        if self.dtype is DType.FP8:
-            one = torch.ones((), device=a.device)
-            return torch._scaled_mm(a, b.T, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
-        return torch.mm(a, b.T, out=c)
+        one = unit_scale(a.device)
+        return torch._scaled_mm(a, b.T, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
     def flops(self, table: Gemm) -> Array:
         """2 m n k."""
@@ -253,6 +257,12 @@ class MatrixProduct(Microkernel[Gemm, GemmInputs]):
         return np.asarray(
             table.m * table.k * table.activation_bytes + table.weight_bytes + table.m * table.n * table.output_bytes
         )
+
+
+@cache
+def unit_scale(device: torch.device) -> Tensor:
+    """A scale of one, made once: making it again would be timed with the product."""
+    return torch.ones((), device=device)
 
 
 def descriptors_fit(inputs: GemmInputs, tile: Tile) -> bool:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CODE_FOLDERS = ("calibrate", "hwspecs", "simulator")
-NOT_PACKAGED = {"kernels", "notebooks", "scripts", "tests"}
+CODE_FOLDERS = ("calibrate", "hwspecs", "kernels", "simulator")
+NOT_PACKAGED = {"notebooks", "scripts", "tests"}
 
 
 def files_of_the_clone() -> list[Path]:
