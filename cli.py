@@ -297,32 +297,6 @@ def schema() -> None:
     typer.echo(contract.schema_text(), nl=False)
 
 
-class CalibrationSource(StrEnum):
-    """Where measurements come from."""
-
-    silicon = "silicon"
-
-
-@app.command(epilog=examples("calibrate --from silicon --out my-calibrations"))
-def calibrate(
-    out: Annotated[Path, option("Folder the calibration files are written to.", "DIR")],
-    source: Annotated[
-        CalibrationSource,
-        typer.Option("--from", help="Where measurements come from: public kernel tables (extra `silicon`)."),
-    ] = CalibrationSource.silicon,
-) -> None:
-    """Fit the constants of the cost models to measurements and write calibration files."""
-    from .calibrate import bundle
-    from .calibrate.silicon import FOLDERS
-
-    interactive = sys.stderr.isatty()
-    written = bundle.build(
-        out, FOLDERS, lambda line: typer.echo(f"\r\033[K{line}" if interactive else line, err=True, nl=not interactive)
-    )
-    for path in written:
-        typer.echo(str(path))
-
-
 def _check_plot(plot: Path | None) -> None:
     if plot is not None:
         from .simulator.report import plots

@@ -1,4 +1,4 @@
-"""The commands about measurements, `records ...` and `validate`: put on the command line's app, loaded when called."""
+"""The commands about measurements and about this machine: put on the command line's app, loaded when called."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -9,7 +9,7 @@ import typer
 
 from ..errors import InputError, UnknownNameError
 from ..units import parse_count
-from . import validate_command
+from . import device_command, validate_command
 
 if TYPE_CHECKING:
     from ..dtypes import DType
@@ -37,8 +37,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object (its s
 def register(
     app: typer.Typer, group: Callable[..., typer.Typer], examples: Callable[..., str], show: Callable[..., None]
 ) -> None:
-    """Put `records` and `validate` on the app; `group`, `examples` and `show` are the command line's own."""
+    """Put the commands on the app; `group`, `examples` and `show` are the command line's own."""
     validate_command.register(app, examples, show)
+    device_command.register(app, examples, show)
     records = group("Measurements: bring them in, check them, list their columns.")
     app.add_typer(records, name="records")
 

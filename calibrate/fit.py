@@ -7,7 +7,9 @@ fitted and the better kept. Prices come from `simulator.costs.terms`, the path o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import product
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from ..simulator.calibration import Cache, Denominators, Parameters
 from ..simulator.costs import terms, work
 from ..simulator.estimate import Z_80, Array
-from ..simulator.operators import Collective, Table
+from ..simulator.operators import Collective, Copy, Table
 from ..simulator.parameters import LatencyBandwidth, ThreeConstants
 from . import forms
 
@@ -24,6 +26,10 @@ SOFTNESS = 0.1  # log ratio beyond which a residual counts less than squared
 UNKNOWN_LOG_SD = 1.0  # what is known of a parameter before any measurement: its order of magnitude
 FIRST = ("floor_s", "_fraction", "row_s")  # what moves in the first stage
 CHOICES = {"most_splits": (32.0, 1.0), "packs_heads": (1.0, 0.0)}
+# Where the maximum of a roofline never takes the arithmetic its rate has no slope: a second start where it does.
+STARTS: Mapping[type[Any], tuple[str, tuple[float, ...]]] = MappingProxyType(
+    {ThreeConstants: ("compute_fraction", (0.7, 0.1))}
+)
 
 
 class Fit(NamedTuple):
@@ -49,8 +55,8 @@ def fit(form: type[Any], table: Table, measured_s: Array, weights: Array, d: Den
     """The form's parameters on these rows; the better of its structural choices."""
     names = list(forms.ranges(form))
     best: tuple[float, Fit] | None = None
-    for fixed in _choices(names):
-        cost, found = _fit_one(form, table, measured_s, weights, d, cache, fixed)
+    for fixed, start in product(_choices(names), _starts(form)):
+        cost, found = _fit_one(form, table, measured_s, weights, d, cache, fixed, start)
         if best is None or cost < best[0]:
             best = (cost, found)
     assert best is not None
@@ -73,6 +79,11 @@ def _choices(names: list[str]) -> Iterator[dict[str, float]]:
         yield {structural[0]: value}
 
 
+def _starts(form: type[Any]) -> list[dict[str, float]]:
+    name, values = STARTS.get(form, ("", ()))
+    return [{name: value} for value in values] or [{}]
+
+
 def _fit_one(
     form: type[Any],
     table: Table,
@@ -81,13 +92,14 @@ def _fit_one(
     d: Denominators,
     cache: Cache,
     fixed: dict[str, float],
+    start: dict[str, float],
 ) -> tuple[float, Fit]:
     from scipy.optimize import least_squares
 
     ranges = forms.ranges(form)
     names = list(ranges)
     low, high = np.array([r.low for r in ranges.values()]), np.array([r.high for r in ranges.values()])
-    values = np.array([fixed.get(n, r.start) for n, r in ranges.items()])
+    values = np.array([fixed.get(n, start.get(n, r.start)) for n, r in ranges.items()])
     if "floor_s" in names[0]:  # what the fastest rows take is nearly all launch
         values[0] = np.clip(0.8 * np.quantile(measured_s, 0.02), 1.01 * low[0], 0.99 * high[0])
     root = np.sqrt(weights)
@@ -133,14 +145,14 @@ def _fit_one(
 
 def baseline(table: Table, measured_s: Array, weights: Array, d: Denominators) -> Fit:
     """Three constants (links: alpha-beta) fitted on the same rows: what a model must beat to earn its place."""
-    form: type[Any] = LatencyBandwidth if isinstance(table, Collective) else ThreeConstants
+    form: type[Any] = LatencyBandwidth if isinstance(table, Collective | Copy) else ThreeConstants
     return fit(form, table, measured_s, weights, d, Cache.COLD)
 
 
 def pure_roofline(table: Table, d: Denominators) -> Array:
     """The datasheet alone: no floor, all fractions 1."""
     amount = work(table)
-    if isinstance(table, Collective):
+    if isinstance(table, Collective | Copy):
         return np.asarray(amount.traffic_bytes / d.link_bytes_per_s)
     return np.asarray(np.maximum(amount.flops / d.peak_flops_per_s, amount.traffic_bytes / d.bandwidth_bytes_per_s))
 

@@ -18,9 +18,11 @@ from ..simulator.parameters import (
     LatencyBandwidth,
     LatentDecode,
     OneOrTwoShot,
+    PackedGemm,
     Quantise,
     Ring,
     ScaledGemm,
+    SoftRoofline,
     SplitKGemm,
     SplitKvDecode,
     Streaming,
@@ -50,6 +52,19 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = MappingProxyType(
             "floor_s": Range(3e-6, 1e-7, 1e-3),
             "compute_fraction": _fraction(0.7),
             "memory_fraction": _fraction(0.7),
+        },
+        SoftRoofline: {
+            "floor_s": Range(3e-6, 1e-7, 1e-3),  # fractions above 1 where the two terms add more than linearly
+            "compute_fraction": _fraction(0.7, 0.005, 2.0),
+            "memory_fraction": _fraction(0.7, 0.005, 20.0),
+            "overlap": Range(1.0, 0.4, 12.0),
+        },
+        PackedGemm: {
+            "floor_s": Range(3e-6, 1e-7, 1e-3),
+            "compute_fraction": _fraction(0.9, 0.05, 2.0),
+            "memory_fraction": _fraction(0.9, 0.05, 2.0),
+            "packing_passes": Range(1.0, 0.02, 10.0),
+            "packing_rows": Range(3.5, 1.2, 64.0),
         },
         LatencyBandwidth: {
             "floor_s": Range(5e-6, 1e-7, 1e-3),
@@ -141,6 +156,8 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = MappingProxyType(
 NAMES: Mapping[str, type[Any]] = MappingProxyType(
     {
         "three-constants": ThreeConstants,
+        "soft-roofline": SoftRoofline,
+        "packed-gemm": PackedGemm,
         "latency-bandwidth": LatencyBandwidth,
         "split-k-gemm": SplitKGemm,
         "scaled-gemm": ScaledGemm,
@@ -183,11 +200,14 @@ def build(form: type[Any], values: Array) -> Parameters:
     return form(*parts)  # type: ignore[no-any-return]
 
 
+WIDE = (DType.BF16, DType.FP16, DType.TF32, DType.FP32, DType.FP64)  # products that narrow no activations first
+
+
 def form_of(kernel: Kernel, engine: str) -> type[Any]:
     """The form a kernel's measurements are fitted with."""
     match kernel.name:
         case KernelName.GEMM | KernelName.GEMM_BLOCK_SCALED:
-            return SplitKGemm if kernel.dtype in (DType.BF16, DType.FP16) else ScaledGemm
+            return SplitKGemm if kernel.dtype in WIDE else ScaledGemm
         case KernelName.GEMM_WEIGHT_ONLY:
             return SplitKGemm
         case KernelName.ATTENTION_PREFILL | KernelName.MLA_PREFILL:
@@ -205,3 +225,14 @@ def form_of(kernel: Kernel, engine: str) -> type[Any]:
         case KernelName.ELEMENTWISE:
             return Streaming
     return ThreeConstants
+
+
+def form_on(vendor: str, kernel: Kernel, engine: str) -> type[Any]:
+    """The same for a device of this vendor: GPU forms mean nothing on a CPU, and a copy crosses a link."""
+    if kernel.name is KernelName.HOST_COPY:
+        return LatencyBandwidth
+    if engine == "gloo":
+        return Ring
+    if vendor != "cpu" or kernel.name is KernelName.ELEMENTWISE:
+        return form_of(kernel, engine)
+    return PackedGemm if kernel == Kernel(KernelName.GEMM, DType.FP32) else SoftRoofline

@@ -18,7 +18,7 @@ from ..hwspecs.lint import Finding
 from ..hwspecs.load import load, names
 from ..simulator.costs import work
 from ..simulator.estimate import Array
-from ..simulator.operators import Collective, Copy, Elementwise
+from ..simulator.operators import Collective, Copy, Elementwise, KernelName
 from ..units import format_seconds
 from .columns import FRACTIONS, TEXTS, filled
 from .records import Measurements, Record, closest, read_text, rows, tables
@@ -45,13 +45,16 @@ def at(row: Row, column: str) -> str:
 
 
 def device_is_listed(file: str, data: Sequence[Row]) -> Iterator[Finding]:
-    """A path means nothing on another machine, and a name nobody listed has no datasheet to be held to."""
+    """A path means nothing on another machine, and a name nobody listed has no datasheet to be held to.
+
+    A hardware file that lies beside the records goes with them.
+    """
     known = names(Device)
     for row in data:
         name = row.record.device
         if name.endswith(".toml") or "/" in name:
             yield Finding(file, at(row, "device"), f"{name} is a path; name a device of `roofplan hw list`")
-        elif name not in known:
+        elif name not in known and not Path(file).with_name(f"{name}.toml").is_file():
             hint = closest(name, known) + "`roofplan hw list` lists them all"
             yield Finding(file, at(row, "device"), f"unknown device {name}; {hint}")
 
@@ -101,12 +104,16 @@ def origin_is_stated(file: str, data: Sequence[Row]) -> Iterator[Finding]:
 
 
 def repeats_agree(file: str, data: Sequence[Row]) -> Iterator[Finding]:
-    """One configuration measured twice: a copied row, or two answers more than 10 % apart."""
+    """One configuration measured twice: a copied row, or two answers more than 10 % apart.
+
+    Bytes alone do not tell one elementwise operator from another: of those only rows of one source are compared.
+    """
     first: dict[object, Row] = {}
     for row in data:
         r = row.record
         shape = tuple(filled(dict(r.shape), r.identity).items()) if r.is_kernel else r.shape
-        texts = tuple(getattr(r, name) for name in TEXTS if name not in ("source", "date", "note"))
+        apart = ("date", "note") if r.kernel == KernelName.ELEMENTWISE else ("source", "date", "note")
+        texts = tuple(getattr(r, name) for name in TEXTS if name not in apart)
         before = first.setdefault((r.device, r.kernel, r.dtype, shape, texts), row)
         if before is row:
             continue

@@ -104,6 +104,8 @@ class Calibrations:
     def _runtime(self, kernel: Kernel) -> Resolved | None:
         """Constants of a runtime on a vendor's devices: where it is asked for; on a CPU for every engine."""
         device = self.fleet.device
+        if device.vendor == "cpu" and self._own(kernel):  # somebody calibrated this very processor
+            return None
         key = f"{ANY_DEVICE}-{device.architecture_class if device.vendor == 'cpu' else device.vendor}"
         entries = [e for e in self._by_kernel.get(kernel, []) if e.device == key]
         runtime = self.engine if self.engine in RUNTIMES else SERVERS
@@ -117,9 +119,8 @@ class Calibrations:
     def _direct(self, kernel: Kernel) -> Resolved | None:
         group = self._by_kernel.get(kernel, [])
         device = self.fleet.device
-        own = [c for c in _read(e for e in group if e.device == device.key) if self._same_datasheet(c, kernel)]
-        if own:
-            best = min(own, key=lambda c: (self._other_engine(c), c.engine != ENGINES[0]))  # earlier places win
+        if own := self._own(kernel):  # earlier places win
+            best = min(own, key=lambda c: (self._other_engine(c), c.engine != self.engine, c.engine != ENGINES[0]))
             if best.basis is Basis.ASSUMED:
                 return Resolved(
                     best, Tier.ASSUMED, best.shared_log_sd, best.own_log_sd, f"{kernel}: assumed ({best.id})"
@@ -144,11 +145,17 @@ class Calibrations:
             return Resolved(best, tier, best.transfer_log_sd, best.transfer_own_log_sd, reason)
         return None
 
+    def _own(self, kernel: Kernel) -> list[Calibration]:
+        """The calibrations of the kernel that were fitted on this very device."""
+        mine = (e for e in self._by_kernel.get(kernel, []) if e.device == self.fleet.device.key)
+        return [c for c in _read(mine) if self._same_datasheet(c, kernel)]
+
     def _same_datasheet(self, calibration: Calibration, kernel: Kernel) -> bool:
         """Whether the device's numbers are those the calibration's fractions refer to: a key alone proves nothing."""
         d = calibration.denominators
         if calibration.kernel.name in (*COLLECTIVES, K.HOST_COPY):
-            pairs = [(self.fleet.interconnect.bandwidth_bytes_per_s.value, d.link_bytes_per_s)]
+            link = self.fleet.host_link if calibration.kernel.name is K.HOST_COPY else self.fleet.interconnect
+            pairs = [(link.bandwidth_bytes_per_s.value, d.link_bytes_per_s)]
         else:
             peak = self.fleet.device.peak_flops_per_s(kernel.arithmetic).value
             bandwidth = self.fleet.device.bandwidth_bytes_per_s.value

@@ -177,9 +177,11 @@ def shipped() -> tuple[Calibration, ...]:
     return tuple(c for path in store.bundled_files() for c in store.read(path))
 
 
-def fleet(device: str) -> Fleet:
-    """A node of the device, as the tables were measured in."""
-    return fleet_of(load_part(Device, device), PCIE_OR_SWITCH)
+def fleet(device: str, beside: Path | None = None) -> Fleet:
+    """A node of the device, as the tables were measured in; its file may lie in the folder `beside`."""
+    own = None if beside is None else beside / f"{device}.toml"
+    there = own is not None and "/" not in device and own.is_file()
+    return fleet_of(load_part(Device, str(own) if there else device), PCIE_OR_SWITCH)
 
 
 def fitted(wanted: Wanted = EVERYTHING) -> list[Calibration]:
@@ -297,7 +299,7 @@ def judge_records(
         version = versions.pop() if len(versions) == 1 else SEVERAL
         about = Case(evidence, first.device, first.kernel_id, first.engine, version, "", ALL, NO_ERRORS)
         try:
-            on, cache = fleet(first.device), Cache(first.cache or Cache.COLD)
+            on, cache = fleet(first.device, path.parent), Cache(first.cache or Cache.COLD)
             resolved = Calibrations(on, tuple(known), first.engine or "vllm").resolve(table.kernel)
         except InputError as error:
             raise InputError(

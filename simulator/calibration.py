@@ -20,8 +20,10 @@ from .parameters import (
     LatencyBandwidth,
     LatentDecode,
     OneOrTwoShot,
+    PackedGemm,
     Ring,
     ScaledGemm,
+    SoftRoofline,
     SplitKGemm,
     SplitKvDecode,
     Streaming,
@@ -39,6 +41,8 @@ class Basis(StrEnum):
 
 Parameters = (
     ThreeConstants
+    | SoftRoofline
+    | PackedGemm
     | LatencyBandwidth
     | SplitKGemm
     | ScaledGemm

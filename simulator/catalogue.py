@@ -307,6 +307,110 @@ class FigureReport(NamedTuple):
     summaries: tuple[FigureSummary, ...]
 
 
+class JudgedRow(NamedTuple):
+    """A kernel of one engine (or a kind of step): predictions in writing beside what was measured afterwards.
+
+    `at_bound` names parameters that the measurements did not hold.
+    """
+
+    device: str
+    kernel: str
+    engine: str
+    fitted_rows: int
+    held_out_rows: int
+    mape_percent: float
+    median_percent: float
+    p90_percent: float
+    coverage_percent: float
+    three_constants_median_percent: float
+    pure_roofline_median_percent: float
+    at_bound: tuple[str, ...]
+
+
+class TimedStep(NamedTuple):
+    """One step of a transformer: predicted with its 80 % interval, and measured."""
+
+    step: str
+    shape: str
+    predicted_s: float
+    low_s: float
+    high_s: float
+    measured_s: float
+    three_constants_s: float
+    pure_roofline_s: float
+
+
+class MachineFact(NamedTuple):
+    """One number about a machine that was measured, and how."""
+
+    device: str
+    name: str
+    value: float
+    unit: str
+    how: str
+
+
+class Gate(NamedTuple):
+    """An error that was agreed on beforehand beside the one found; `goal_percent` is what is hoped for."""
+
+    name: str
+    limit_percent: float
+    goal_percent: float | None
+    value_percent: float
+    held: bool
+
+
+class LeftOut(NamedTuple):
+    """A kernel that was not timed, and why."""
+
+    name: str
+    reason: str
+
+
+class CalibrationReport(NamedTuple):
+    """What `calibrate` measured, fitted, predicted and found on a device.
+
+    `measured_now` records of all are of this run; `drifted_blocks` were measured again because a sentinel moved.
+    """
+
+    device: str
+    name: str
+    software: str
+    threads: int
+    facts: tuple[MachineFact, ...]
+    kernels: tuple[JudgedRow, ...]
+    steps: tuple[JudgedRow, ...]
+    library: tuple[JudgedRow, ...]
+    timed_steps: tuple[TimedStep, ...]
+    gates: tuple[Gate, ...]
+    left_out: tuple[LeftOut, ...]
+    predictions_written: str
+    predictions_sha256: str
+    records: int
+    measured_now: int
+    drifted_blocks: int
+    seconds: float
+    files: tuple[str, ...]
+    gpu: str
+    calibrations: str
+
+
+class DoctorRow(NamedTuple):
+    """One thing roofplan may use: what was found, whether that will do (`ok`, `limited`, `missing`), what to do."""
+
+    what: str
+    state: str
+    found: str
+    enables: str
+    remedy: str
+
+
+class DoctorReport(NamedTuple):
+    """What this machine can do for roofplan, a line each."""
+
+    rows: tuple[DoctorRow, ...]
+
+
 CatalogueAnswer = (
     HardwareList
     | HardwareSheet
@@ -320,4 +424,6 @@ CatalogueAnswer = (
     | Validation
     | KernelList
     | FigureReport
+    | CalibrationReport
+    | DoctorReport
 )

@@ -215,8 +215,8 @@ def one_row(cls: type[TableT], label: str, layer: str, count: Column, kernel: Ke
     return cls((label,), (layer,), np.atleast_1d(np.asarray(count, dtype=float))[None], kernel, **rows)
 
 
-def _concatenate(tables: list[TableT]) -> TableT:
-    """Rows of several tables of one class and kernel; columns are broadcast only where rows really differ.
+def concatenate(tables: list[TableT]) -> TableT:
+    """Rows of several tables of one class and kernel as one table; columns are broadcast only where rows really differ.
 
     All numeric columns but `count` get the same number of axes, so that rows never line up with grid axes.
     """
@@ -253,4 +253,4 @@ class Operators:
         groups: dict[tuple[type[Table], Kernel], list[Table]] = {}
         for row in rows:
             groups.setdefault((type(row), row.kernel), []).append(row)
-        return Operators(tuple(_concatenate(group) for group in groups.values()))
+        return Operators(tuple(concatenate(group) for group in groups.values()))

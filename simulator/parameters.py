@@ -20,6 +20,29 @@ class ThreeConstants(NamedTuple):
     memory_fraction: float
 
 
+class SoftRoofline(NamedTuple):
+    """T = floor + ((FLOPs / (compute_fraction * peak))^p + (bytes / (memory_fraction * bandwidth))^p)^(1/p).
+
+    Three constants with a fourth: p is infinite where arithmetic and traffic overlap perfectly, 1 where they add, and
+    less where each slows the other. What a library on a CPU is described by.
+    """
+
+    floor_s: float
+    compute_fraction: float
+    memory_fraction: float
+    overlap: float
+
+
+class PackedGemm(NamedTuple):
+    """A product of a CPU library that packs weights into panels; `costs/packed_gemm.py` has the formula."""
+
+    floor_s: float
+    compute_fraction: float
+    memory_fraction: float
+    packing_passes: float  # over the weights
+    packing_rows: float  # of activations, from which weights are packed
+
+
 class LatencyBandwidth(NamedTuple):
     """T = floor + hop * log2(ranks) + traffic / (link_fraction * link bandwidth), the alpha-beta model."""
 

@@ -36,8 +36,12 @@ def test_machine_paths_are_recognised() -> None:
         assert not MACHINE_PATH.search(fine), fine
 
 
+MEASURING = ("03_calibrate_my_gpu",)  # these time the machine they run on
+RUN = [pytest.param(p, marks=[pytest.mark.alone] * (p.stem in MEASURING), id=p.stem) for p in NOTEBOOKS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUN)
 def test_runs_in_a_fresh_kernel(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jupyter = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
     for variable in ("XDG_CONFIG_HOME", "IPYTHONDIR", *jupyter):  # nothing of the user's: calibrations, kernels

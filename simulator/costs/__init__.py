@@ -32,16 +32,18 @@ from ..parameters import (
     LatencyBandwidth,
     LatentDecode,
     OneOrTwoShot,
+    PackedGemm,
     Ring,
     ScaledGemm,
+    SoftRoofline,
     SplitKGemm,
     SplitKvDecode,
     Streaming,
     ThreeConstants,
 )
-from . import attention, collective, convolution, copy, elementwise, experts, gemm, latent_attention
+from . import attention, collective, convolution, copy, elementwise, experts, gemm, latent_attention, packed_gemm
 from .alpha_beta import latency_bandwidth
-from .roofline import three_constants
+from .roofline import soft_roofline, three_constants
 
 
 class Work(NamedTuple):
@@ -94,16 +96,19 @@ def datasheet(fleet: Fleet, kernel: Kernel, like: Denominators | None = None) ->
 def terms(table: Table, d: Denominators, parameters: Parameters, cache: Cache = Cache.COLD) -> Terms:
     """Time of each row on a device of these rates: the one path of fitting, validation and prediction."""
     match table, parameters:
-        case _, ThreeConstants():
+        case _, ThreeConstants() | SoftRoofline():
             amount = work(table)
             launches = table.launches if isinstance(table, Elementwise) else np.ones_like(amount.flops)
-            return three_constants(amount.flops, amount.traffic_bytes, launches, d, parameters)
+            price = three_constants if isinstance(parameters, ThreeConstants) else soft_roofline
+            return price(amount.flops, amount.traffic_bytes, launches, d, parameters)  # type: ignore[arg-type]
         case _, LatencyBandwidth():
             crossing = work(table).traffic_bytes
             ranks = table.ranks if isinstance(table, Collective) else np.ones_like(crossing)
             return latency_bandwidth(crossing, ranks, d, parameters)
         case Gemm(), SplitKGemm():
             return _at_distinct(table, "m", lambda t: gemm.split_k(t, d, parameters, cache))
+        case Gemm(), PackedGemm():
+            return packed_gemm.packed(table, d, parameters)
         case Gemm(), ScaledGemm():
             return _at_distinct(table, "m", lambda t: gemm.scaled(t, d, parameters, cache))
         case Convolution(), SplitKGemm():

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from ...units import format_bytes, format_count, format_flops, format_gib, format_rate
 from .. import catalogue as a
-from . import validation_text
+from . import calibration_text, validation_text
 from .text import table
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ def render(out: Console, answer: a.CatalogueAnswer) -> None:
             validation_text.render_kernels(out, answer)
         case a.FigureReport():
             _figures(out, answer)
+        case a.CalibrationReport():
+            calibration_text.render(out, answer)
+        case a.DoctorReport():
+            calibration_text.render_doctor(out, answer)
 
 
 def _figures(out: Console, answer: a.FigureReport) -> None:

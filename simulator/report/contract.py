@@ -64,9 +64,11 @@ def is_no(answer: Answer | CatalogueAnswer | PlanAnswer) -> bool:
             return not bool((verdict.codes != verdict.names.index("no")).any())
         case ExplainAnswer():
             return False
-    from ..catalogue import LintReport, Validation
+    from ..catalogue import CalibrationReport, LintReport, Validation
     from ..plan_answers import PlanAnswer
 
+    if isinstance(answer, CalibrationReport):
+        return not all(gate.held for gate in answer.gates)
     if isinstance(answer, PlanAnswer):
         return answer.verdict == "no"
     if isinstance(answer, Validation):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...calibrate.validate import Points
-from ...units import format_seconds
+from ...units import format_flops, format_seconds
 from ..estimate import Array
 from .plots import CLASS_COLOUR, blank, log_ticks
 
@@ -117,10 +117,10 @@ def _roofline(axes: Any, points: Sequence[Points]) -> None:
     x = np.geomspace(every.min() / 2, every.max() * 2, 200)
     for peak in peaks:
         axes.plot(x, np.minimum(peak, x * bandwidth) / 1e12, color="black", lw=1.5)
-        axes.annotate(f"{peak / 1e12:,.0f} TFLOP/s", (x[-1], peak / 1e12), ha="right", va="bottom", fontsize=8)
+        axes.annotate(f"{format_flops(peak)}/s", (x[-1], peak / 1e12), ha="right", va="bottom", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="intensity (FLOP per byte of device memory)", ylabel="measured TFLOP/s")
     log_ticks(axes.xaxis)
     log_ticks(axes.yaxis)
-    axes.set_title(f"{points[0].device}: measured speed under the datasheet's roof", fontsize=10)
+    axes.set_title(f"measured speed under the roof of\n{points[0].device}", fontsize=10)
     axes.grid(True, which="major", alpha=0.3)
     _legend(axes, "lower right")
