@@ -15,6 +15,7 @@ from ..hwspecs.device import Fact, Host, Kind, Link, Storage
 from ..hwspecs.load import load, load_fleet
 from ..simulator import engines
 from ..simulator.planner.nodes import Node
+from ..simulator.planner.place import HOST_SHARE
 from ..simulator.planner.question import Goal, Pins, Question
 from ..simulator.planner.unlike import FoundUnlike, plan_unlike
 from ..simulator.planner.unlike_program import Wanted
@@ -40,7 +41,7 @@ class Row(NamedTuple):
     context: int
     layers: tuple[int, ...]
     every_node: bool
-    keeps_part: bool
+    reads_ahead: bool
     reason: str
     tokens_per_s: float | None
     source: str
@@ -82,7 +83,7 @@ def _row(asked: dict[str, str], figure: dict[str, str]) -> Row:
         context=int(asked["context"]),
         layers=tuple(int(n) for n in asked["layers"].split(":") if n),
         every_node=asked["every_node"] == "1",
-        keeps_part=asked["keeps_part"] == "1",
+        reads_ahead=asked["reads_ahead"] == "1",
         reason=asked["reason"],
         tokens_per_s=speed,
         source=figure["source"],
@@ -92,11 +93,11 @@ def _row(asked: dict[str, str], figure: dict[str, str]) -> Row:
 def nodes_of(row: Row) -> tuple[Node, ...]:
     """The machines of a row's cluster, in the order of the pipeline."""
     return tuple(
-        _node(entry, row.keeps_part) for entry in _read("clusters_nodes.csv") if entry["cluster"] == row.cluster
+        _node(entry, row.reads_ahead) for entry in _read("clusters_nodes.csv") if entry["cluster"] == row.cluster
     )
 
 
-def _node(entry: dict[str, str], keeps_part: bool) -> Node:
+def _node(entry: dict[str, str], reads_ahead: bool) -> Node:
     def number(key: str) -> float:
         return float(entry[key] or 0)
 
@@ -119,8 +120,8 @@ def _node(entry: dict[str, str], keeps_part: bool) -> Node:
         rate_of = Fact(number("drive_gb_s") * 1e9, next(iter(like.sources)), Kind.MEASURED)
         storage = dataclasses.replace(like, read_bytes_per_s=rate_of)
     inside = fleets[0].interconnect if fleets else load(Link, "memory-bus")
-    ram = number("ram_gib") * GIB if host is not None else None
-    return Node(entry["node"], fleets, inside, network, host, ram, storage, keeps_part)
+    ram = number("ram_gib") * GIB / HOST_SHARE if host is not None else None  # what is available has no system in it
+    return Node(entry["node"], fleets, inside, network, host, ram, storage, reads_ahead)
 
 
 def _stated(entry: dict[str, str]) -> Host:
@@ -146,9 +147,9 @@ def question_of(row: Row, nodes: tuple[Node, ...]) -> Question:
     model = model_of(row.model)
     engine = dataclasses.replace(engines.engine(row.engine), memory_utilization=1.0)
     pins = Pins(weights=weights_of(row.weights, model), kv=model.activation)
-    fleet = next((node.fleets[0] for node in nodes if node.fleets), nodes[0].fleet_of_host())
+    fleets = [fleet for node in nodes for fleet in (node.fleets or (node.fleet_of_host(),))]
     prompt = max(1, row.context - OUTPUT // 2)
-    return Question(model, fleet, prompt, OUTPUT, Goal.LATENCY, pins=pins, engine=engine)
+    return Question(model, fleets[0], prompt, OUTPUT, Goal.LATENCY, pins=pins, engine=engine)
 
 
 def predict(row: Row) -> Predicted | None:

@@ -19,9 +19,10 @@ HOST_WORD = "cpu"
 class Node:
     """One machine: groups of like devices, joined by `link`, and its host, where it takes part.
 
-    `network` joins the node to the others. Weights that do not fit host memory are read from `storage` as they are
-    used; `keeps_part` tells whether what does fit stays there (windows are read ahead and let go in order) or nothing
-    does (a cache that drops the least recently used page serves nothing of a sweep it is too small for).
+    `network` joins the node to the others. Weights that do not fit host memory are read from `storage`. An engine that
+    `reads_ahead` does so a window at a time, beside whatever else happens, and only what does not fit; one that maps
+    the file waits for it, and for all of the host's weights: a cache that drops the least recently used page serves
+    nothing of a sweep it is too small for.
     """
 
     name: str
@@ -31,7 +32,7 @@ class Node:
     host: Host | None = None
     host_memory_bytes: float | None = None
     storage: Storage | None = None
-    keeps_part: bool = True
+    reads_ahead: bool = True
 
     def __post_init__(self) -> None:
         if not self.fleets and self.host is None:

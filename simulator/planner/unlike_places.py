@@ -19,7 +19,7 @@ from ...hwspecs.load import host_fleet
 from ..calibration import CalibrationSet
 from ..estimate import Array, Estimate, Terms, Tier, priced
 from ..generation import batch_steps
-from ..memory import ACTIVATION_SPREAD, ALLOCATOR_SHARE, TensorClass, activation_peaks, ledger
+from ..memory import ACTIVATION_SPREAD, ALLOCATOR_SHARE, Ledger, TensorClass, activation_peaks, ledger
 from ..offload import StepCosts, touched_share
 from ..placement import layer_bytes
 from ..scenario import EXPERTS_HOST, LAYERS_HOST, ON_DEVICE, Numerics, Phase, Scenario, Sharding, Step
@@ -206,12 +206,11 @@ class PlaceCosts:
         embed, head = float(held[0] - weights[:size].sum()), float(held[-1] - weights[size:].sum())
         outer = float(stage_weight_bytes(self.scenario)[0]) - float(weights.sum())
         logits = self.slope * ACTIVATION_SPREAD[-1] * max(0.0, float(last - inner))
-        group = ledger(whole, (inner, inner))
-        joined = sum(
-            float(e.high_bytes.max()) for e in group.entries if e.tensor_class is TensorClass.COMMUNICATORS
-        ) - sum(float(e.high_bytes.max()) for e in memory.entries if e.tensor_class is TensorClass.COMMUNICATORS)
+        joined = _joined_bytes(ledger(whole, (inner, inner))) if talks(self.question) else 0.0
         here = float(np.max(memory.high_bytes())) - self.slope * (layers + outer)
-        return FixedBytes(here, self.slope * embed, self.slope * head + logits, max(0.0, joined))
+        return FixedBytes(
+            here, self.slope * embed, self.slope * head + logits, max(0.0, joined - _joined_bytes(memory))
+        )
 
     def _staged(self, stages: int) -> Scenario:
         fleet = self.place.fleet.sized(self.place.tp * stages)
@@ -239,6 +238,15 @@ class PlaceCosts:
         step = self.layout.kinds[kind].step
         size = message_bytes(self.question, step)
         return StepCosts(self.scenario, step, self.calibrations.on(self.place.fleet)).copy(size).scaled(2.0)
+
+
+def talks(question: Question) -> bool:
+    """Whether stages speak through communicators, which take memory: llama.cpp copies between devices without any."""
+    return question.engine.name != "llama.cpp"
+
+
+def _joined_bytes(memory: Ledger) -> float:
+    return sum(float(e.high_bytes.max()) for e in memory.entries if e.tensor_class is TensorClass.COMMUNICATORS)
 
 
 class FixedBytes(NamedTuple):

@@ -245,7 +245,7 @@ def place_memory(m: UnlikeProgram) -> Rows:
 
 
 def host_memory(m: UnlikeProgram) -> Rows:
-    """what the host holds <= its room + drive[m], drive[m] <= its weights; all of them where its cache keeps no part."""
+    """what the host holds <= its room + drive[m], drive[m] <= its weights; all of them where it does not read ahead."""
     import pulp
 
     f = m.frame
@@ -258,7 +258,7 @@ def host_memory(m: UnlikeProgram) -> Rows:
         if isinstance(m.drive[i], float):
             continue
         yield f"drive_holds_weights_{i}", m.drive[i] <= weights
-        if not node.keeps_part:
+        if not node.reads_ahead:
             most = _most_held(f, i)
             over = pulp.LpVariable(f"over_{i}", cat="Binary")
             yield f"cache_is_too_small_{i}", held <= room + most * over
@@ -297,7 +297,7 @@ def stage_takes_its_time(m: UnlikeProgram) -> Rows:
         computing, copies = f.costs[p].seconds(k)
         run = m.sum_of(p, computing, MS) + f.costs[p].ends_s(k) * MS * m.last[p]
         behind = _sum(())
-        if p == _reader(f, f.places[p].node):
+        if p == _reader(f, f.places[p].node) and not f.nodes[f.places[p].node].reads_ahead:
             behind += _drive_ms(m, f.places[p].node, k)
         if not copies.any():
             yield f"stage_takes_its_time_{k}_{p}", stage >= run + behind
@@ -309,7 +309,7 @@ def stage_takes_its_time(m: UnlikeProgram) -> Rows:
 
 
 def pipeline_takes_all_stages(m: UnlikeProgram) -> Rows:
-    """through[k] = sum of stage[k, p] + inside[m] (sum of used[p] - node_used[m]) + hop[m] node_joined[m] + overhead."""
+    """through[k] >= sum of stage[k, p] + inside[m] (sum of used[p] - node_used[m]) + hop[m] node_joined[m] + overhead."""
     f = m.frame
     for k in (DECODE, PREFILL):
         hops = _sum(f.network_s[k][i] * MS * m.node_joined[i] for i in range(len(f.nodes)))
@@ -319,9 +319,19 @@ def pipeline_takes_all_stages(m: UnlikeProgram) -> Rows:
         )
         stages = _sum(m.stage[k, p] for p in range(len(f.places)))
         overhead = f.question.engine.step_overhead_s * MS
-        yield f"pipeline_takes_all_stages_{k}", m.through[k] == stages + inside + hops + overhead
+        yield f"pipeline_takes_all_stages_{k}", m.through[k] >= stages + inside + hops + overhead
         for p in range(len(f.places)):
             yield f"slowest_stage_{k}_{p}", m.slowest[k] >= m.stage[k, p]
+
+
+def drives_that_read_ahead_keep_up(m: UnlikeProgram) -> Rows:
+    """through[k] >= drive[m] / rate and slowest[k] >= the same, where a node reads ahead: it may do so all the time."""
+    for i, node in enumerate(m.frame.nodes):
+        if node.reads_ahead and node.storage is not None:
+            for k in (DECODE, PREFILL):
+                read = _drive_ms(m, i, k)
+                yield f"drive_keeps_up_{k}_{i}", m.through[k] >= read
+                yield f"drive_is_no_slower_{k}_{i}", m.slowest[k] >= read
 
 
 def cycle_is_the_longer(m: UnlikeProgram) -> Rows:
@@ -356,6 +366,7 @@ UNLIKE_CONSTRAINTS: tuple[Callable[[UnlikeProgram], Rows], ...] = (
     device_limit,
     stage_takes_its_time,
     pipeline_takes_all_stages,
+    drives_that_read_ahead_keep_up,
     cycle_is_the_longer,
     limits_hold,
 )

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..estimate import Estimate, Terms, Tier, nothing, overhead, priced, total
-from ..memory import ledger
+from ..memory import Ledger, TensorClass, ledger
 from ..offload import DRIVE_LOG_SD, OVERLAP, PARTS, StepCosts, layer_times, shared_out, touched_share
 from ..overlap import norm_of
 from ..placement import layer_bytes
@@ -19,7 +19,7 @@ from .place import HOST_SHARE
 from .prices import Alternative
 from .question import Goal
 from .realise import _with_formats
-from .unlike_places import DECODE, PREFILL, Place, PlaceCosts, hop, message_bytes, steps
+from .unlike_places import DECODE, PREFILL, Place, PlaceCosts, hop, message_bytes, steps, talks
 from .unlike_program import UnlikeFrame, UnlikeSolved
 
 Mask = npt.NDArray[np.bool_]
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """Seconds of a decode step by what they are spent on."""
+    """Seconds of a decode step by what they are spent on; of drives that read ahead only what the others wait for."""
 
     devices: float
     hosts: float
@@ -80,19 +80,24 @@ class UnlikePlan(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """One kind of step: its places' times, its hand-overs, and what the time was spent on."""
+    """One kind of step: its places' times, its hand-overs, drives that read beside them, what the time was spent on."""
 
     stages: tuple[Estimate, ...]
     handovers: Estimate
+    ahead: tuple[Estimate, ...]
     spent: Spent
 
     @property
     def through(self) -> Estimate:
-        return total(self.stages) + self.handovers
+        return max((total(self.stages) + self.handovers, *self.ahead), key=_seconds)
 
     @property
     def slowest(self) -> Estimate:
-        return max(self.stages, key=lambda e: float(e.time_s))
+        return max((*self.stages, *self.ahead), key=_seconds)
+
+
+def _seconds(time: Estimate) -> float:
+    return float(time.time_s)
 
 
 def simulate_unlike(frame: UnlikeFrame, answer: UnlikeSolved) -> UnlikePlan:
@@ -166,8 +171,10 @@ def _step(
 ) -> _Step:
     taking = steps(frame.question, frame.load)
     step = (taking.decode, taking.prefill)[kind]
-    stages, devices, hosts, logits, drives = [], 0.0, 0.0, 0.0, 0.0
-    readers = {}
+    stages: list[Estimate] = []
+    ahead: list[Estimate] = []
+    devices, hosts, logits, drives = 0.0, 0.0, 0.0, 0.0
+    readers: dict[int, int] = {}
     for p in used:
         readers.setdefault(frame.places[p].node, p)
     for p in used:
@@ -177,13 +184,17 @@ def _step(
         own, helped = _stage(costs, here, [a for _, a in each])
         ends = costs.outside if p == used[-1] else nothing()
         drive = _drive(frame, answer, each, scenarios, costs, p) if readers[place.node] == p else nothing()
-        stages.append(own + helped + ends + drive)
+        waits = not frame.nodes[place.node].reads_ahead
+        stages.append(own + helped + ends + (drive if waits else nothing()))
+        ahead += [] if waits else [drive]
         on_host, beside = float(own.time_s), float(helped.time_s)
         devices, hosts = (devices, hosts + on_host + beside) if place.on_host else (devices + on_host, hosts + beside)
         logits += float(ends.time_s)
-        drives += float(drive.time_s)
+        drives += float(drive.time_s) if waits else 0.0
     hops = _handovers(frame, used, kind) + overhead(frame.question.engine.step_overhead_s)
-    return _Step(tuple(stages), hops, Spent(devices, hosts, logits, float(hops.time_s), drives))
+    run = float((total(stages) + hops).time_s)
+    drives += max(0.0, max((float(d.time_s) for d in ahead), default=0.0) - run)
+    return _Step(tuple(stages), hops, tuple(ahead), Spent(devices, hosts, logits, float(hops.time_s), drives))
 
 
 def _stage(costs: StepCosts, here: Mask, alternatives: list[Alternative]) -> tuple[Estimate, Estimate]:
@@ -269,7 +280,10 @@ def _memory(
     sizes = tuple(sum(p == q for p, _ in each) for q in used)
     sharding = Sharding(place.tp, len(used), stages=sizes if len(used) > 1 else ())
     staged = scenario.but(fleet=place.fleet.sized(place.tp * len(used)), sharding=sharding)
-    high = float(np.atleast_1d(np.squeeze(ledger(staged).high_bytes()))[used.index(at)])
+    memory = ledger(staged)
+    if not talks(frame.question):
+        memory = Ledger(tuple(e for e in memory.entries if e.tensor_class is not TensorClass.COMMUNICATORS))
+    high = float(np.atleast_1d(np.squeeze(memory.high_bytes()))[used.index(at)])
     experts = layer_bytes(scenario, scenario.sharding).experts
     away = [i for i, (p, a) in enumerate(each) if p == at and a.mode.experts is Where.HOST and not place.on_host]
     high -= c.slope * float(experts[away].sum())
