@@ -68,7 +68,7 @@ def parse_nodes(
     host: str | None = None,
     ram_bytes: float | None = None,
 ) -> tuple[Node, ...]:
-    """Machines from a text: groups of devices after commas, machines after semicolons, each with `@host` or `@host/RAM`.
+    """Machines from a text: groups of devices after commas, machines after semicolons, with `@host` or `@host/RAM`.
 
     `4xrtx-3090,1xrtx-4090` is one machine; `rtx-4090@desktop-ddr5/64GiB; m1-max-64gb; cpu@mate-40-pro` are three, the
     last of which computes on its cores. `link` joins the devices of a machine (default: the slowest of their own),

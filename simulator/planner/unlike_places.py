@@ -1,4 +1,4 @@
-"""Places of unlike nodes, and what a layer costs on each: seconds of both kinds of step, bytes, straight from the simulator.
+"""Places of unlike nodes, and what a layer costs on each: seconds of both kinds of step and bytes, from the simulator.
 
 A place is a device, a group of like devices that share each layer (tensor parallel), or a node's host. A pipeline
 passes the places in the order of the nodes, within a node the host first (as llama.cpp does) and then its devices; the
@@ -194,7 +194,7 @@ class PlaceCosts:
 
     @cached_property
     def fixed(self) -> FixedBytes:
-        """What the place holds beside layers, the runtime's ranges at their highest as the verdict `surely` takes them."""
+        """What the place holds beside layers, the runtime's ranges at their highest, as the verdict `surely` has it."""
         inner, last = activation_peaks(self.scenario)
         memory = ledger(self.scenario, (inner, inner))
         own = layer_bytes(self.scenario, self.scenario.sharding)
@@ -223,7 +223,7 @@ class PlaceCosts:
 
     @cached_property
     def reread_share(self) -> float:
-        """Least share of what the host keeps of a layer that a decode step reads: all of it but experts nobody chose."""
+        """Least share of what the host keeps of a layer that a decode step reads: all but experts nobody chose."""
         if not self.question.model.has_experts:
             return 1.0
         scenario = self.layout.base.but(batch=int(self.load.users))

@@ -190,19 +190,17 @@ def one_place_is_first_and_one_last(m: UnlikeProgram) -> Rows:
 
 
 def stages_are_contiguous(m: UnlikeProgram) -> Rows:
-    """Where blocks alternate: sum over q <= p of n[q, b] = layers of block b among the first c[p], c[p] a choice of one.
+    """Where blocks alternate: sum over q <= p of n[q, b] = layers of block b among the first c[p], one c[p] chosen.
 
     With a single kind of block every count of layers is a cut.
     """
-    import pulp
-
     model = m.frame.question.model
     if len(m.frame.counts) == 1:
         return
     first = np.array([[block == b for block in model.pattern] for b in range(len(m.frame.counts))], float)
     before = np.concatenate([np.zeros((len(first), 1)), np.cumsum(first, axis=1)], axis=1)
     for p in range(len(m.used) - 1):
-        cut = [pulp.LpVariable(f"cut_{p}_{i}", cat="Binary") for i in range(model.layers + 1)]
+        cut = [m.problem.add_variable(f"cut_{p}_{i}", cat="Binary") for i in range(model.layers + 1)]
         yield f"one_cut_behind_{p}", _sum(cut) == 1
         for b in range(len(m.frame.counts)):
             until = _sum(m.layers_on(q, b) for q in range(p + 1))
@@ -233,7 +231,7 @@ def nodes_are_as_wanted(m: UnlikeProgram) -> Rows:
 
 
 def place_memory(m: UnlikeProgram) -> Rows:
-    """here used[p] + slope (sum of n bytes) + first[p] table + last[p] head + joined together <= budget, each device."""
+    """here used[p] + slope (sum of n bytes) + first[p] table + last[p] head + joined together <= budget of a device."""
     for p, (place, c) in enumerate(zip(m.frame.places, m.frame.costs, strict=True)):
         if place.on_host:
             continue
@@ -246,8 +244,6 @@ def place_memory(m: UnlikeProgram) -> Rows:
 
 def host_memory(m: UnlikeProgram) -> Rows:
     """what the host holds <= its room + drive[m], drive[m] <= its weights; all of them where it does not read ahead."""
-    import pulp
-
     f = m.frame
     for i, node in enumerate(f.nodes):
         if not any(f.places[p].on_host or f.costs[p].host_bytes.any() for p in f.of_node(i)):
@@ -260,13 +256,13 @@ def host_memory(m: UnlikeProgram) -> Rows:
         yield f"drive_holds_weights_{i}", m.drive[i] <= weights
         if not node.reads_ahead:
             most = _most_held(f, i)
-            over = pulp.LpVariable(f"over_{i}", cat="Binary")
+            over = m.problem.add_variable(f"over_{i}", cat="Binary")
             yield f"cache_is_too_small_{i}", held <= room + most * over
             yield f"cache_keeps_nothing_{i}", m.drive[i] >= weights - most * (1 - over)
 
 
 def several_places(m: UnlikeProgram) -> Rows:
-    """sum of used[p] - 1 <= (places - 1) together; node_used >= used; node_joined[i] >= node_used[i] + node_used[j] - 1."""
+    """sum of used[p] - 1 <= (places - 1) together; used[p] <= node_used[i]; node_used[i, j] - 1 <= node_joined[i]."""
     f = m.frame
     if len(f.places) > 1:
         yield "several_places", _sum(m.used) - 1 <= (len(f.places) - 1) * m.together
@@ -309,7 +305,7 @@ def stage_takes_its_time(m: UnlikeProgram) -> Rows:
 
 
 def pipeline_takes_all_stages(m: UnlikeProgram) -> Rows:
-    """through[k] >= sum of stage[k, p] + inside[m] (sum of used[p] - node_used[m]) + hop[m] node_joined[m] + overhead."""
+    """through[k] >= sum of stage[k] + inside[m] (sum of used[p] - node_used[m]) + hop[m] node_joined[m] + overhead."""
     f = m.frame
     for k in (DECODE, PREFILL):
         hops = _sum(f.network_s[k][i] * MS * m.node_joined[i] for i in range(len(f.nodes)))
@@ -377,23 +373,25 @@ def build(frame: UnlikeFrame, tightened: float = 1.0, below: float = float("inf"
     import pulp
 
     def binary(name: str) -> Any:
-        return pulp.LpVariable(name, cat="Binary")
+        return m.problem.add_variable(name, cat="Binary")
 
     m = UnlikeProgram(frame, tightened, pulp.LpProblem("unlike", pulp.LpMinimize))
     places, nodes = range(len(frame.places)), range(len(frame.nodes))
     for p in places:
         for b, count in enumerate(frame.counts):
             for a in range(len(frame.costs[p].alternatives)):
-                m.n[p, b, a] = pulp.LpVariable(f"layers_{p}_{b}_{a}", 0, count, cat="Integer")
+                m.n[p, b, a] = m.problem.add_variable(f"layers_{p}_{b}_{a}", 0, count, cat="Integer")
         for k in (DECODE, PREFILL):
-            m.stage[k, p] = pulp.LpVariable(f"stage_{k}_{p}", 0)
+            m.stage[k, p] = m.problem.add_variable(f"stage_{k}_{p}", 0)
     m.used, m.first, m.last = ([binary(f"{name}_{p}") for p in places] for name in ("used", "first", "last"))
     m.together = binary("together") if len(frame.places) > 1 else 0
     m.node_used, m.node_joined = ([binary(f"{name}_{i}") for i in nodes] for name in ("node_used", "node_joined"))
-    m.drive = [pulp.LpVariable(f"drive_{i}", 0) if n.storage is not None else 0.0 for i, n in enumerate(frame.nodes)]
-    m.through = [pulp.LpVariable(f"through_{k}", 0) for k in (DECODE, PREFILL)]
-    m.slowest = [pulp.LpVariable(f"slowest_{k}", 0) for k in (DECODE, PREFILL)]
-    m.cycle = pulp.LpVariable("cycle", 0)
+    m.drive = [
+        m.problem.add_variable(f"drive_{i}", 0) if n.storage is not None else 0.0 for i, n in enumerate(frame.nodes)
+    ]
+    m.through = [m.problem.add_variable(f"through_{k}", 0) for k in (DECODE, PREFILL)]
+    m.slowest = [m.problem.add_variable(f"slowest_{k}", 0) for k in (DECODE, PREFILL)]
+    m.cycle = m.problem.add_variable("cycle", 0)
     goal = frame.goal(m.through, m.slowest, m.cycle)
     unit = _unit(frame)
     m.problem += goal * (1.0 / unit), "goal"

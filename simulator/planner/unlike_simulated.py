@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..estimate import Estimate, Terms, Tier, nothing, overhead, priced, total
 from ..memory import Ledger, TensorClass, ledger
-from ..offload import DRIVE_LOG_SD, OVERLAP, PARTS, StepCosts, layer_times, shared_out, touched_share
+from ..offload import DRIVE_LOG_SD, OVERLAP, PARTS, Side, StepCosts, layer_times, shared_out, touched_share
 from ..overlap import norm_of
 from ..placement import layer_bytes
 from ..scenario import Numerics, Scenario, Sharding, Stretch, Where
@@ -18,7 +18,7 @@ from ..schedule import COMPOSITION_LOG_SD
 from .place import HOST_SHARE
 from .prices import Alternative
 from .question import Goal
-from .realise import _with_formats
+from .realise import with_formats
 from .unlike_places import DECODE, PREFILL, Place, PlaceCosts, hop, message_bytes, steps, talks
 from .unlike_program import UnlikeFrame, UnlikeSolved
 
@@ -26,7 +26,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Part(NamedTuple):
-    """What one place does: the layers from `start` on, its decode seconds, its memory at its highest and what it may take."""
+    """What one place does: the layers from `start` on, its decode seconds, its memory at its highest and its budget."""
 
     place: Place
     start: int
@@ -104,7 +104,7 @@ def simulate_unlike(frame: UnlikeFrame, answer: UnlikeSolved) -> UnlikePlan:
     """Every layer its place, alternative and number; then both kinds of step and the ledgers, place by place."""
     question = frame.question
     each = _in_order(frame, answer)
-    model, usual = _with_formats(question.model, [a for _, a in each])
+    model, usual = with_formats(question.model, [a for _, a in each])
     used = sorted({p for p, _ in each})
     scenarios = {
         p: frame.costs[p].scenario.but(
@@ -145,7 +145,7 @@ def simulate_unlike(frame: UnlikeFrame, answer: UnlikeSolved) -> UnlikePlan:
 
 
 def _in_order(frame: UnlikeFrame, answer: UnlikeSolved) -> list[tuple[int, Alternative]]:
-    """Place and alternative of every layer of the model: places in their order, in each what the host helps with first."""
+    """Place and alternative of every layer of the model: places in order, in each what the host helps with first."""
     each: list[tuple[int, Alternative]] = []
     pattern = frame.question.model.pattern
     for p in range(len(frame.places)):
@@ -215,7 +215,7 @@ def _stage(costs: StepCosts, here: Mask, alternatives: list[Alternative]) -> tup
     return _sum_of(costs, costs.device, share - experts), helped
 
 
-def _sum_of(costs: StepCosts, side, share: npt.NDArray[np.float64]) -> Estimate:  # type: ignore[no-untyped-def]
+def _sum_of(costs: StepCosts, side: Side, share: npt.NDArray[np.float64]) -> Estimate:
     operators = shared_out(costs, side, share)
     return total(p.times.weighted_rows(p.table.count.sum(axis=1)) for p in operators)
 
@@ -228,7 +228,7 @@ def _drive(
     costs: StepCosts,
     at: int,
 ) -> Estimate:
-    """Reading what the node's host has no memory for: of its weights the share that is on the drive, experts as chosen."""
+    """Reading what the node's host has no memory for: the share of its weights on the drive, experts as chosen."""
     node = frame.places[at].node
     storage, size = frame.nodes[node].storage, answer.drive_bytes[node]
     if storage is None or size <= 0.0:
