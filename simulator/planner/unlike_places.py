@@ -71,7 +71,7 @@ def groupings(question: Question, nodes: tuple[Node, ...]) -> tuple[tuple[Place,
     for degree in _degrees(question, nodes):
         places: list[Place] = []
         for at, node in enumerate(nodes):
-            if node.computes and _takes_layers(question, node):
+            if node.computes and _takes_layers(question):
                 fleet = host_fleet(node.fleet_of_host(), question.engine.copies_by_socket)
                 fleet = dataclasses.replace(fleet, host_memory_bytes=node.memory_bytes())
                 places.append(Place(at, fleet, 1, True, -1, f"{node.name}: host"))
@@ -96,10 +96,9 @@ def _degrees(question: Question, nodes: tuple[Node, ...]) -> tuple[int, ...]:
     return tuple(2**i for i in range(most.bit_length()) if 2**i <= most and splits(question.model, 2**i))
 
 
-def _takes_layers(question: Question, node: Node) -> bool:
-    """Whether an engine computes whole layers on a host: where there is nothing else, or it can do both."""
-    allowed = question.pins.offload in (None, Offload.LAYERS)
-    return allowed and (LAYERS_HOST in question.engine.offloads)
+def _takes_layers(question: Question) -> bool:
+    """Whether the engine computes whole layers on hosts, and may."""
+    return question.pins.offload in (None, Offload.LAYERS) and LAYERS_HOST in question.engine.offloads
 
 
 def sends_experts(question: Question, node: Node) -> bool:
