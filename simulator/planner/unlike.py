@@ -7,6 +7,7 @@ simulator, an integer program for each frame, its answer simulated place by plac
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from ...errors import InputError
 from ..calibration import CalibrationSet
 from ..quality import kv_increase
-from .frames import USERS, formats, kv_formats
+from .frames import engines_of, formats, kv_formats
 from .nodes import Node, check_places
 from .question import Goal, Question
 from .solve import Outcome
@@ -109,28 +110,33 @@ def _keeps(found: UnlikePlan, question: Question) -> bool:
 def _frames(
     question: Question, nodes: tuple[Node, ...], calibrations: CalibrationSet, wanted: Wanted
 ) -> Iterator[UnlikeFrame]:
+    for engine in engines_of(question):
+        yield from _frames_of(dataclasses.replace(question, engine=engine), nodes, calibrations, wanted)
+
+
+def _frames_of(
+    question: Question, nodes: tuple[Node, ...], calibrations: CalibrationSet, wanted: Wanted
+) -> Iterator[UnlikeFrame]:
+    """Every grouping of devices, KV format, set of weight formats and load of one engine."""
     for places in groupings(question, nodes):
-        if not places:
-            continue
         for kv in kv_formats(question):
             change = max(0.0, kv_increase(question.model, kv).usual)
             for chosen in formats(question):
                 for load in _loads(question, len(places)):
                     made: dict[tuple[int, int, bool], PlaceCosts] = {}
-                    costs = []
                     for p in places:
                         key = (p.node, p.like, p.on_host)
                         if key not in made:
                             made[key] = PlaceCosts(question, p, nodes[p.node], kv, chosen, load, calibrations)
-                        costs.append(made[key])
-                    yield UnlikeFrame(question, nodes, places, tuple(costs), kv, chosen, load, change, wanted)
+                    costs = tuple(made[p.node, p.like, p.on_host] for p in places)
+                    yield UnlikeFrame(question, nodes, places, costs, kv, chosen, load, change, wanted)
 
 
 def _loads(question: Question, places: int) -> list[Load]:
     """One user; or numbers of users in as many micro-batches as there may be places, and in fewer."""
     if question.goal is Goal.LATENCY:
         return [Load(1.0, 1)]
-    users = USERS if question.pins.clients is None else (float(question.pins.clients),)
+    users = question.users if question.pins.clients is None else (float(question.pins.clients),)
     depths = sorted({min(2**i, places) for i in range(places.bit_length() + 1)})
     return [Load(n, m) for n in users for m in depths if m <= n]
 
