@@ -8,7 +8,7 @@ import numpy as np
 
 from ..simulator import catalogue as a
 from ..simulator.planner.verdict import Verdict
-from . import memories, speeds
+from . import clusters, memories, speeds
 
 Progress = Callable[[str], None]
 
@@ -40,6 +40,40 @@ def speed_figures(progress: Progress, use: str = "judged") -> a.FigureReport:
                 )
             )
     return a.FigureReport(tuple(found), (_summary("speed", found), _rule(found)))
+
+
+def cluster_figures(progress: Progress) -> a.FigureReport:
+    """The judged speeds of unlike devices; the note names what the predicted time mostly goes to.
+
+    Where no plan surely fits, nothing is predicted: that counts as a speed of nought.
+    """
+    found = []
+    for row in clusters.rows():
+        if row.use != "judged" or row.tokens_per_s is None:
+            continue
+        progress(f"planning {row.id}")
+        p = clusters.predict(row)
+        speed, low, high = (0.0, None, None) if p is None else (p.tokens_per_s, p.low, p.high)
+        found.append(
+            a.FigureRow(
+                row.id,
+                "cluster",
+                f"{row.model} {row.weights} on {row.cluster}, {row.system}",
+                "tokens/s",
+                row.tokens_per_s,
+                speed,
+                low,
+                high,
+                100 * (speed / row.tokens_per_s - 1),
+                p is not None and p.low <= row.tokens_per_s <= p.high,
+                None,
+                row.source,
+                "no plan surely fits" if p is None else f"mostly {p.deciding}. {row.reason}".strip(),
+            )
+        )
+    met = sum(abs(f.error_percent or 0.0) <= 100 * clusters.MET for f in found)
+    summary = _summary("cluster", found)
+    return a.FigureReport(tuple(found), (summary._replace(note=f"{met} of {len(found)} within {clusters.MET:.0%}"),))
 
 
 def memory_figures(progress: Progress) -> a.FigureReport:

@@ -28,9 +28,10 @@ class From(StrEnum):
     serving = "serving"
     speeds = "speeds"
     memory = "memory"
+    clusters = "clusters"
 
 
-PUBLISHED = (From.speeds, From.memory)
+PUBLISHED = (From.speeds, From.memory, From.clusters)
 
 
 def _option(help_: str, metavar: str, *names: str) -> Any:
@@ -51,6 +52,7 @@ def register(app: typer.Typer, examples: Callable[..., str], show: Callable[...,
             "validate --from transferred --device h200 --plot transferred.png",
             "validate --from serving",
             "validate --from speeds",
+            "validate --from clusters",
             "validate --kernels",
         )
     )
@@ -61,7 +63,8 @@ def register(app: typer.Typer, examples: Callable[..., str], show: Callable[...,
                 "--from",
                 help="anchors: tables that ship (default); silicon: sites of the public tables that no fit saw; "
                 "transferred: the same as if the device had no calibration; serving: whole steps of public runs (these "
-                "three need the extra `silicon`); speeds, memory: figures people published, chosen before predicting.",
+                "three need the extra `silicon`); speeds, memory, clusters (of unlike devices): figures people "
+                "published, chosen before predicting.",
             ),
         ] = None,
         records: Annotated[Path | None, _option("Your own measurements (.csv).", "FILE", "--records")] = None,
@@ -140,7 +143,12 @@ def _published(source: From | None) -> "FigureReport":
     from . import published
 
     with_progress = Progress()
-    found = (published.speed_figures if source is From.speeds else published.memory_figures)(with_progress)
+    figures: Callable[[Progress], FigureReport] = published.memory_figures
+    if source is From.speeds:
+        figures = published.speed_figures
+    elif source is From.clusters:
+        figures = published.cluster_figures
+    found = figures(with_progress)
     with_progress.end()
     return found
 

@@ -192,10 +192,10 @@ class Detailed(NamedTuple):
 def step_time(costs: StepCosts) -> Detailed:
     """The step under the scenario's placement, with its terms, error and evidence."""
     on = _on_host(costs)
-    operators = [*costs.outer_operators, *_shared_out(costs, costs.device, np.where(on, 0.0, 1.0))]
+    operators = [*costs.outer_operators, *shared_out(costs, costs.device, np.where(on, 0.0, 1.0))]
     if on.any():
         host = costs.calibrations.on(host_fleet(costs.scenario.fleet, costs.scenario.engine.copies_by_socket))
-        for p in _shared_out(costs, costs.host, np.where(on, 1.0, 0.0)):
+        for p in shared_out(costs, costs.host, np.where(on, 1.0, 0.0)):
             label = tuple(f"host: {text}" for text in p.table.label)
             operators.append(Priced(dataclasses.replace(p.table, label=label), p.times, host))
         handed = _handovers(costs.scenario, on)
@@ -265,7 +265,7 @@ def _handovers(scenario: Scenario, on: npt.NDArray[np.bool_]) -> float:
     return runs + float(np.count_nonzero(on[1:].any(axis=0) & ~whole))
 
 
-def _shared_out(costs: StepCosts, side: Side, share: npt.NDArray[np.float64]) -> list[Priced]:
+def shared_out(costs: StepCosts, side: Side, share: npt.NDArray[np.float64]) -> list[Priced]:
     """The operators of the layers on one side, each part as often as there are layers with it on this side."""
     order = np.array([costs.scenario.model.blocks[b].name for b in costs.scenario.model.pattern])
     result = []
@@ -287,7 +287,7 @@ def drive_bytes(scenario: Scenario, step: Step) -> float:
     if not share:
         return 0.0
     whole = layer_bytes(scenario, Sharding())
-    touched = _touched_share(scenario, step)
+    touched = touched_share(scenario, step)
     read = 0.0
     for i, stretch in enumerate(scenario.placement.modes(scenario.model.layers)):
         read += whole.shell[i] if stretch.mode.shell is not Where.DEVICE else 0.0
@@ -296,7 +296,7 @@ def drive_bytes(scenario: Scenario, step: Step) -> float:
     return share * read
 
 
-def _touched_share(scenario: Scenario, step: Step) -> npt.NDArray[np.float64]:
+def touched_share(scenario: Scenario, step: Step) -> npt.NDArray[np.float64]:
     """Share of each layer's experts the step's tokens choose."""
     result = np.zeros(scenario.model.layers)
     order = np.array([scenario.model.blocks[b].name for b in scenario.model.pattern])

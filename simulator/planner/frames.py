@@ -82,11 +82,11 @@ def kv_formats(question: Question) -> tuple[DType, ...]:
 
 def families(question: Question, calibrations: CalibrationSet) -> Iterator[Family]:
     """Every layout on every part of a node, with every KV format and size of a prompt step: whole, then placed."""
-    for engine in _engines(question):
+    for engine in engines_of(question):
         yield from _families(dataclasses.replace(question, engine=engine), calibrations)
 
 
-def _engines(question: Question) -> tuple[Engine, ...]:
+def engines_of(question: Question) -> tuple[Engine, ...]:
     """The engine with the sizes of a prompt step to choose from, where it cuts prompts into pieces."""
     engine = question.engine
     alone = question.goal.value == "latency" and question.prompt <= SMALL_CHUNK  # one prompt, in one step anyway

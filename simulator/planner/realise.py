@@ -20,7 +20,7 @@ def realise(question: Question, frame: Frame, taken: tuple[Taken, ...], from_dri
     """The scenario of one replica: its users, layout, KV format, layer formats and placement."""
     base = frame.family.layout.base
     each = _layer_by_layer(question.model, base.sharding, taken)
-    model, usual = _with_formats(question.model, [a for _, a in each])
+    model, usual = with_formats(question.model, [a for _, a in each])
     stages = _stage_sizes(base.sharding, each)
     sharding = base.sharding._replace(stages=stages if _uneven(question.model, base.sharding, stages) else ())
     numerics = Numerics(usual, base.numerics.kv, base.numerics.activations)
@@ -66,7 +66,7 @@ def _uneven(model: Model, sharding: Sharding, sizes: tuple[int, ...]) -> bool:
     return sizes != tuple(sum(stage) for stage in stage_layers(model, sharding._replace(stages=())))
 
 
-def _with_formats(model: Model, each: list[Alternative]) -> tuple[Model, WeightFormat]:
+def with_formats(model: Model, each: list[Alternative]) -> tuple[Model, WeightFormat]:
     """The model with the layers of a block told apart by their formats, and the format of most layers."""
     kinds = list(dict.fromkeys((b, a.shell, a.experts) for b, a in zip(model.pattern, each, strict=True)))
     of_layer = [(b, a.shell, a.experts) for b, a in zip(model.pattern, each, strict=True)]
