@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,9 +14,10 @@ import typer
 from . import files
 from .errors import InputError
 from .options import Asked, Json, Model, Plot, asking, option
-from .units import parse_count
+from .units import parse_bytes, parse_count
 
 if TYPE_CHECKING:
+    from .simulator.answers import Report
     from .simulator.planner.question import Goal, Limits, Question
 
 DEFAULT_PPL = "3%"
@@ -53,8 +55,11 @@ def register(app: typer.Typer, examples: Callable[..., str], answer: Callable[..
         *,
         asked: Asked,
         gpu: Annotated[str | None, option("Such as h200, 8xh100-sxm or 2x8xh200: two nodes of eight.", "NAME")] = None,
-        gpus: Annotated[str | None, option("Unlike devices: 4xrtx-3090,1xrtx-4090.", "NAMES")] = None,
+        gpus: Annotated[
+            str | None, option("Unlike devices: 4xrtx-3090,1xrtx-4090; more machines after a ;", "NAMES")
+        ] = None,
         link: Annotated[str | None, option("What joins unlike devices, such as pcie4x8.", "NAME")] = None,
+        network: Annotated[str | None, option("What joins the machines of --gpus, such as wifi-5.", "NAME")] = None,
         prompt: Annotated[str, option("Tokens of a prompt (1k = 1024).", "N")] = "1k",
         output: Annotated[str, option("Tokens of an answer.", "N")] = "256",
         goal: Annotated[str, option("latency, throughput, cost or energy; two with a comma: their front.", "GOAL")] = (
@@ -87,7 +92,11 @@ def register(app: typer.Typer, examples: Callable[..., str], answer: Callable[..
         limits = limits_of(tpot_ms, ttft_service_ms, max_ppl_increase, max_gpus, max_power, max_cost)
         per_hour = None if price is None else price_of(price)
         if gpus is not None or link is not None:
-            _unlike(model, asked, gpus, link, gpu, prompt, output, goals, limits, answer, json)
+            if gpus is None:
+                raise InputError("joins unlike devices, which --gpus names", key="--link", value=link)
+            if gpu is not None or emit is not None or len(goals) > 1:
+                raise InputError("goes without --gpu, --emit and a second goal", key="--gpus", value=gpus)
+            _unlike(model, asked, gpus, link, network, prompt, output, goals[0], limits, clients, answer, json, plot)
             return
         from . import plans
 
@@ -106,13 +115,43 @@ def register(app: typer.Typer, examples: Callable[..., str], answer: Callable[..
                 emit=None if emit is None else emit.value,
                 progress=progress,
             )
-        answer(report, json, (), plot)
+        _show(report, answer, json, plot)
 
 
-def _unlike(*_: object) -> None:
-    raise InputError(
-        "unlike devices are not planned yet", key="--gpus", remedy="ask for devices of one kind with --gpu"
-    )
+def _show(report: "Report", answer: Callable[..., None], json: bool, plot: Path | None) -> None:
+    """Print, and draw where there is something to draw."""
+    none = plot is not None and report.answer.verdict == "no"  # type: ignore[union-attr]
+    answer(report, json, ("no picture: there is no plan",) if none else (), None if none else plot)
+
+
+def _unlike(
+    model: str,
+    asked: Asked,
+    gpus: str,
+    link: str | None,
+    network: str | None,
+    prompt: str,
+    output: str,
+    goal: "Goal",
+    limits: "Limits",
+    clients: int | None,
+    answer: Callable[..., None],
+    json: bool,
+    plot: Path | None,
+) -> None:
+    from . import plans
+    from .simulator.planner.nodes import parse_nodes
+    from .simulator.report.progress import Doing
+
+    ram = None if asked.ram is None else parse_bytes(asked.ram, "--ram")
+    nodes = parse_nodes(gpus, link, network or "ethernet-1g", asked.host, ram)
+    fleet = nodes[0].fleets[0] if nodes[0].fleets else nodes[0].fleet_of_host()
+    asked = dataclasses.replace(asked, host=None, ram=None, nvme=None, engine=asked.engine or "llama.cpp")
+    question = question_of(model, asked, fleet.label, 1, prompt, output, goal, limits, None, clients)
+    question = dataclasses.replace(question, fleet=fleet)
+    with Doing() as progress:
+        report = plans.ask_unlike(question, nodes, gpus, asked.calibration, progress)
+    _show(report, answer, json, plot)
 
 
 def nodes_of(gpu: str | None) -> tuple[int, str | None]:

@@ -16,6 +16,7 @@ from .simulator.plan_answers import PlanAnswer, PlanLayers, PlanRow
 from .simulator.planner import changes
 from .simulator.planner.export import Planned, refusals
 from .simulator.planner.export import emit as emit_for
+from .simulator.planner.nodes import Node
 from .simulator.planner.question import Goal, Question
 from .simulator.planner.search import Found, Simulated, refine, rivals, search
 from .simulator.report import plan_account as account
@@ -27,6 +28,10 @@ from .simulator.serving import Load, operators_of, serve
 Progress = Callable[[str], None]
 
 
+def quiet(_: str) -> None:
+    """Progress nobody sees."""
+
+
 def ask_plan(
     question: Question,
     calibration: str | None = None,
@@ -34,7 +39,7 @@ def ask_plan(
     why: bool = True,
     second_goal: Goal | None = None,
     emit: str | None = None,
-    progress: Progress = lambda _: None,
+    progress: Progress = quiet,
 ) -> a.Report:
     """The best plan with its proof; `why`: what would change it, solved again; `second_goal`: the front of both.
 
@@ -76,6 +81,19 @@ def ask_plan(
         next_step=_next(question, best),
     )
     return envelope(answer, None, _evidence(question, best, calibrations), question.model.warnings)
+
+
+def ask_unlike(
+    question: Question, nodes: tuple[Node, ...], named: str, calibration: str | None = None, progress: Progress = quiet
+) -> a.Report:
+    """The best pipeline over the unlike devices of one or more machines."""
+    from .simulator.planner.unlike import plan_unlike
+    from .simulator.report import unlike_account
+
+    progress("looking at every grouping, format and number of users")
+    calibrations = api.load_calibrations(question.fleet, calibration, question.engine.name)
+    answer = unlike_account.answer_of(question, named, plan_unlike(question, nodes, calibrations))
+    return envelope(answer, warnings=question.model.warnings)
 
 
 def _without_a_plan(

@@ -154,3 +154,34 @@ def test_plans_are_emitted_as_flags(engine: str, capsys: pytest.CaptureFixture[s
     if found["verdict"] == "yes":
         lines = "\n".join(found["emitted"])
         assert "measure it:" in lines and "--" in found["emitted"][0]
+
+
+def test_unlike_devices_are_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.png"
+    words = ["plan", "llama-3.1-70b", "--gpus", "2xrtx-3090,rtx-4090", "--link", "pcie4x8", "--goal", "latency"]
+    found = answer(capsys, *words, "--plot", path)
+    assert found["verdict"] == "yes" and path.stat().st_size > 10_000
+    assert sum(row["layers"] for row in found["layers"]) == 80
+    assert {row["where"].split()[0] for row in found["layers"]} == {"rtx-3090", "rtx-4090"}
+    code, out, _ = run(capsys, "plan", "llama-3.1-405b", "--gpus", "rtx-3090;rtx-4090", "--plot", path)
+    assert code == ExitCode.NO and "no plan" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gpus", "2xrtx-3090,rtx-4099"], "did you mean"),
+        (["--gpus", "0xrtx-3090"], "at least 1"),
+        (["--gpus", ""], "--gpus"),
+        (["--gpus", "rtx-3090", "--link", "pcie9"], "unknown link"),
+        (["--gpus", "rtx-3090", "--gpu", "h200"], "--gpus"),
+        (["--link", "pcie4x8"], "--gpus"),
+        (["--gpus", "rtx-3090", "--goal", "cost", "--price", "1USD/h"], "goal"),
+    ],
+)  # fmt: skip
+def test_nonsense_about_unlike_devices_is_one_clear_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "plan", "llama-3.1-8b", *words)
+    assert code == ExitCode.BAD_INPUT and out == ""
+    assert err.count("\n") == 1 and said in err

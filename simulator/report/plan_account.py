@@ -185,11 +185,12 @@ def proof_of(question: Question, found: Found) -> a.PlanProof:
         frames=found.frames,
         programs=found.solved,
         seconds=found.seconds,
-        solver=_solver(),
+        solver=solver(),
     )
 
 
-def _solver() -> str:
+def solver() -> str:
+    """Whose numbers they are."""
     from importlib.metadata import version
 
     return f"PuLP {version('pulp')}, HiGHS {version('highspy')}"
