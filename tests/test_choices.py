@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roofplan import cli
 from roofplan.calibrate import choices, serving_rows
 from roofplan.calibrate.choices import Baseline, Half, Point, Question, Rule, choose, gates, judged, without_model
 from roofplan.calibrate.serving_rows import ServingRow, Source
 from roofplan.dtypes import DType
 from roofplan.simulator.catalogue import ChoiceReport
 from roofplan.simulator.estimate import Terms, Tier, priced
+from roofplan.simulator.report.contract import SCHEMA_FILE
 
 ISSUE = re.compile(r"issue gate (\d+)")
 
@@ -103,6 +107,26 @@ def test_repeated_points_count_once_and_other_loads_are_other_runs() -> None:
     rows = [a._replace(date="2026-01-02"), a._replace(date="2026-01-01", tpot_s=0.02)]
     ((only,),) = choices.priced(rows, choices.validate.shipped(), lambda _: None).values()
     assert only.row.date == "2026-01-02"
+
+
+def test_the_command_prints_and_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    runs: dict[object, list[ServingRow]] = {}
+    for row in serving_rows.load():
+        if row.exclusion is None and row.tpot_s < min(choices.LIMITS_S):
+            runs.setdefault(choices.run_of(row), []).append(row)
+    few = min((run for run in runs.values() if len({r.tp for r in run}) > 1), key=len)
+    monkeypatch.setattr(serving_rows, "load", lambda: few)
+    assert cli.run(["validate", "--from", "choices", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    jsonschema.validate(report, json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
+    assert report["answer"]["rows"] and report["answer"]["preferred"] in set(Rule)
+    assert cli.run(["validate", "--from", "choices"]) == 0
+    assert "with fewer users" in capsys.readouterr().out
+    assert cli.run(["validate", "--from", "choices", "--device", "h200"]) == 2
+    assert "drop --device" in capsys.readouterr().err
+    monkeypatch.setattr(serving_rows, "load", lambda: few[:1])
+    assert cli.run(["validate", "--from", "choices"]) == 2
+    assert "no question with two layouts" in capsys.readouterr().err
 
 
 # ---- the public rows
