@@ -21,6 +21,7 @@ from ..hwspecs.device import Fact, Fleet, Host, Kind, Link
 from ..hwspecs.load import host_fleet, load, load_fleet
 from ..simulator import engines
 from ..simulator.estimate import Estimate
+from ..simulator.generation import generate
 from ..simulator.inference import decode
 from ..simulator.lowering.decoder import lower
 from ..simulator.offload import StepCosts, step_time
@@ -221,6 +222,9 @@ def _timed(row: Row, scenario: Scenario, calibrations: Calibrations) -> tuple[Es
     if row.phase == "serve":
         load = Load(row.batch, row.prompt, row.output)
         return serve(scenario, load, calibrations).time_per_token_of_all, 1.0
+    if scenario.placement.stretches:
+        made = generate(scenario, row.output, calibrations)
+        return made.first + made.decode_step.scaled(float(row.output)), float(row.batch * row.output)
     fill = _prompt(scenario, row.prompt, 0, calibrations).scaled(float(row.batch))
     middle = scenario.but(context=row.prompt + row.output // 2)
     return fill + decode(middle, calibrations).scaled(float(row.output)), float(row.batch * row.output)

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..files import Paths, check, write_text
 
 if TYPE_CHECKING:
-    from ..simulator.catalogue import FigureReport
+    from ..simulator.catalogue import ChoiceReport, FigureReport
     from ..simulator.report.validation import Found
 
 PATIENCE_S = 1.0  # before which nobody wonders whether it is still running
@@ -29,9 +29,10 @@ class From(StrEnum):
     speeds = "speeds"
     memory = "memory"
     clusters = "clusters"
+    choices = "choices"
 
 
-PUBLISHED = (From.speeds, From.memory, From.clusters)
+PUBLISHED = (From.speeds, From.memory, From.clusters, From.choices)
 
 
 def _option(help_: str, metavar: str, *names: str) -> Any:
@@ -53,6 +54,7 @@ def register(app: typer.Typer, examples: Callable[..., str], show: Callable[...,
             "validate --from serving",
             "validate --from speeds",
             "validate --from clusters",
+            "validate --from choices",
             "validate --kernels",
         )
     )
@@ -62,9 +64,9 @@ def register(app: typer.Typer, examples: Callable[..., str], show: Callable[...,
             typer.Option(
                 "--from",
                 help="anchors: tables that ship (default); silicon: sites of the public tables that no fit saw; "
-                "transferred: the same as if the device had no calibration; serving: whole steps of public runs (these "
-                "three need the extra `silicon`); speeds, memory, clusters (of unlike devices): figures people "
-                "published, chosen before predicting.",
+                "transferred: the same as if the device had no calibration; serving: whole steps of public runs; "
+                "choices: layout and users chosen by price (these four need the extra `silicon`); speeds, memory, "
+                "clusters (of unlike devices): figures people published, chosen before predicting.",
             ),
         ] = None,
         records: Annotated[Path | None, _option("Your own measurements (.csv).", "FILE", "--records")] = None,
@@ -139,18 +141,26 @@ def _refuse(source: From | None, given: dict[str, object]) -> None:
             raise InputError(f"is judged as a whole: drop {name}", key="--from", value=str(source))
 
 
-def _published(source: From | None) -> "FigureReport":
-    from . import published
-
+def _published(source: From | None) -> "FigureReport | ChoiceReport":
     with_progress = Progress()
-    figures: Callable[[Progress], FigureReport] = published.memory_figures
-    if source is From.speeds:
-        figures = published.speed_figures
-    elif source is From.clusters:
-        figures = published.cluster_figures
-    found = figures(with_progress)
+    found = _judges(source)(with_progress)
     with_progress.end()
     return found
+
+
+def _judges(source: From | None) -> "Callable[[Progress], FigureReport | ChoiceReport]":
+    if source is From.choices:
+        from .choices import choice_figures
+
+        return choice_figures
+    from . import published
+
+    match source:
+        case From.speeds:
+            return published.speed_figures
+        case From.clusters:
+            return published.cluster_figures
+    return published.memory_figures
 
 
 class Progress:

@@ -107,6 +107,9 @@ class Device(Part):
     peak_sparse_flops_per_s: Rates = rates(
         "FLOP/s", "rate with 2:4 structured sparsity, as printed; never used as dense"
     )
+    sustained_flops_per_s: Rates = rates(
+        "FLOP/s", "rate measured of large products for minutes, where the power limit keeps it far below the peak"
+    )
     flops_per_clock_per_sm: Rates = rates("FLOP/clk/SM", "dense operations per clock and multiprocessor")
     sm_count: Fact | None = fact("1", "multiprocessors (cores on a CPU)", False)
     clock_hz: Fact | None = fact("Hz", "clock the peak rates refer to", False)
@@ -131,6 +134,12 @@ class Device(Part):
         raise InputError(
             "no rate to compute in", file=self.file, key=f"peak_dense_flops_per_s.{dtype}", remedy="add it"
         )
+
+    def sustained(self, dtype: DType) -> float | None:
+        """What large products in the format sustain under the power limit, where that was measured."""
+        wide = next((d for d in (dtype, *WIDENED_TO.get(dtype, ())) if d in self.peak_dense_flops_per_s), dtype)
+        found = self.sustained_flops_per_s.get(wide)
+        return None if found is None else found.value
 
     def computes(self, dtype: DType) -> bool:
         """Whether the device has matrix instructions for the format itself."""

@@ -411,6 +411,72 @@ class DoctorReport(NamedTuple):
     rows: tuple[DoctorRow, ...]
 
 
+class ChoiceRow(NamedTuple):
+    """A layout and a number of users that were chosen by price, beside the best measured; rates a device.
+
+    Regrets are shares of the best rate: with a broken limit as a whole loss, with fewer users on the chosen layout
+    until the limit is kept, and with the best number of users of the chosen layout.
+    """
+
+    question: str
+    limit_s: float
+    points: int
+    layouts: int
+    best: str
+    chosen: str
+    best_tokens_per_s: float
+    chosen_tokens_per_s: float
+    predicted_tokens_per_s: float
+    measured_s: float
+    predicted_s: float
+    best_layout: bool
+    limit_broken: bool
+    strict_percent: float
+    fewer_percent: float
+    layout_percent: float
+
+
+class RegretSummary(NamedTuple):
+    """How much of the best rate is lost over many questions."""
+
+    median_percent: float
+    p90_percent: float
+    mean_percent: float
+
+
+class ChoiceSummary(NamedTuple):
+    """A rule on the questions of a half of the runs or all; the regrets as in a row."""
+
+    rule: str
+    half: str
+    questions: int
+    best_layout_percent: float
+    broken_percent: float
+    strict: RegretSummary
+    fewer: RegretSummary
+    layout: RegretSummary
+
+
+class ChoiceGate(NamedTuple):
+    """A committed limit of one of these figures."""
+
+    rule: str
+    figure: str
+    limit: float
+    value: float
+    kept: bool
+    source: str
+
+
+class ChoiceReport(NamedTuple):
+    """Decisions beside measurements. `preferred` is the rule that lost least on the half it was looked for on."""
+
+    rows: tuple[ChoiceRow, ...]
+    summaries: tuple[ChoiceSummary, ...]
+    preferred: str
+    gates: tuple[ChoiceGate, ...]
+
+
 CatalogueAnswer = (
     HardwareList
     | HardwareSheet
@@ -426,4 +492,5 @@ CatalogueAnswer = (
     | FigureReport
     | CalibrationReport
     | DoctorReport
+    | ChoiceReport
 )

@@ -56,12 +56,20 @@ PROFILES: Mapping[str, Engine] = MappingProxyType(
         # KTransformers computes the routed experts on the host, everything else on the device; with USE_NUMA each of
         # two sockets has a copy of them (its README).
         "ktransformers": Engine(name="ktransformers", graphs=True, offloads=(EXPERTS_HOST,), copies_by_socket=True),
-        # FlexGen (arXiv 2303.06865) streams layers and may attend on the host beside the KV cache it keeps there.
+        # FlexGen (arXiv 2303.06865) streams layers and may attend on the host beside the KV cache it keeps there. Its
+        # block schedule (section 4.1) takes many batches through a layer for one copy of its weights; threads of its
+        # own read the drive (section 6, "multiple CUDA streams and CPU threads"). pytorch_backend.py widens keys and
+        # values to fp32 before attention on the host: 2 bytes read, 4 written, 4 read for each 2 of the cache; and
+        # leaves its cache unpinned ("disable pin_memory due to high memory overhead").
         "flexgen": Engine(
             name="flexgen",
             graphs=False,
             mixes_prefill=False,
             offloads=(LAYERS_STREAMED, STREAMED_KV_HOST, KV_HOST, KV_STREAMED),
+            whole_blocks=True,
+            drive_beside=True,
+            host_attention_passes=5.0,
+            pageable=(2,),
         ),
     }
 )

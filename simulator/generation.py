@@ -9,7 +9,7 @@ import numpy as np
 from .calibration import CalibrationSet
 from .estimate import Estimate
 from .offload import StepCosts, step_time
-from .scenario import Phase, Scenario, Step
+from .scenario import Engine, Phase, Scenario, Step
 from .schedule import COMPOSITION_LOG_SD
 
 
@@ -21,8 +21,15 @@ class Generated(NamedTuple):
     per_token: Estimate
 
 
-def batch_steps(prompt: int, batch: float, chunk: int) -> tuple[Step, float]:
-    """The steps that take a batch's prompts in, and how many: whole prompts together while they fit, else pieces."""
+def batch_steps(prompt: int, batch: float, engine: Engine) -> tuple[Step, float]:
+    """The steps that take a batch's prompts in, and how many: whole prompts together while they fit, else pieces.
+
+    Where a whole block passes layer by layer all prompts are one step: its small batches compute one after another,
+    but each layer's weights are copied once (FlexGen's zig-zag block schedule, arXiv 2303.06865, section 4.1).
+    """
+    if engine.whole_blocks:
+        return Step(Phase.PREFILL, batch, float(prompt), np.zeros(())), 1.0
+    chunk = engine.max_batched_tokens
     together = min(batch, max(1.0, chunk // prompt))
     pieces = float(np.ceil(prompt / chunk))
     size = prompt / pieces
@@ -32,7 +39,7 @@ def batch_steps(prompt: int, batch: float, chunk: int) -> tuple[Step, float]:
 def generate(scenario: Scenario, output: int, calibrations: CalibrationSet) -> Generated:
     """The batch of a scenario whose prompts and answers of `output` tokens are all alike."""
     prompt, batch = int(scenario.prompt), float(scenario.batch)
-    step, times = batch_steps(prompt, batch, scenario.engine.max_batched_tokens)
+    step, times = batch_steps(prompt, batch, scenario.engine)
     first = step_time(StepCosts(scenario, step, calibrations)).time.scaled(times).displaced(COMPOSITION_LOG_SD)
     decode = Step(Phase.DECODE, batch, 1, np.asarray(prompt + output / 2))
     one = step_time(StepCosts(scenario, decode, calibrations)).time.displaced(COMPOSITION_LOG_SD)

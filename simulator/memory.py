@@ -280,6 +280,8 @@ def _elsewhere(away: Moved, column: Array) -> list[Entry]:
         entries.append(
             entry(TensorClass.WEIGHTS, "read from the drive", ones * away.drive_weights, tier=MemoryTier.STORAGE)
         )
+    if np.any(away.drive_state):
+        entries.append(entry(TensorClass.KV_CACHE, "on the drive", ones * away.drive_state, tier=MemoryTier.STORAGE))
     return entries
 
 

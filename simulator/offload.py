@@ -6,7 +6,8 @@ experts, which nobody knows before the router has chosen:
     T = (C^p + S^p)^(1/p) + E,   C = time on the device + time on the host + hand-overs,   S = prefetched copies
 
 with p = `OVERLAP`, and E the copies of chosen experts that are not cached on the device. A hand-over copies the
-hidden state to the host and back. Weights that do not fit host memory are read from the drive each time, behind C.
+hidden state to the host and back. Weights that do not fit host memory are read from the drive each time: behind C, or
+beside C and S by engines that have threads for it; so is what of the KV cache is kept there.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from .workload.model import Experts as ExpertsFacts
 from .workload.routing import Routing, popularity
 
 OVERLAP = 4.0  # exponent of the norm over computing and copying beside each other (assumed: no public measurement yet)
+# Rate of a copy from memory that is not pinned, as a share of one that is: 4.6 of 12.4 GB/s, measured on a T4 by the
+# authors of CAMP (public repository, manuscript table "platform"). The host's cores decide it more than the link.
+PAGEABLE = 0.37
 DRIVE_LOG_SD = 0.4  # how well a drive's sequential rate describes reading layers through the page cache (assumed)
 PARTS = ("shell", "experts", "kv")
 
@@ -67,7 +71,13 @@ class StepCosts:
     def host(self) -> Side:
         """Everything on the host: the whole model, whatever the layout on the devices."""
         fleet = host_fleet(self.scenario.fleet, self.scenario.engine.copies_by_socket)
-        return self._side(self.scenario.but(fleet=fleet, sharding=Sharding()), self.calibrations.on(fleet))
+        side = self._side(self.scenario.but(fleet=fleet, sharding=Sharding()), self.calibrations.on(fleet))
+        passes = self.scenario.engine.host_attention_passes
+        operators = tuple(
+            p._replace(times=p.times.scaled(passes)) if part_of(p.table) == PARTS.index("kv") else p
+            for p in side.operators
+        )
+        return Side(operators, side.seconds * np.array([[1.0], [1.0], [passes]]))
 
     @cached_property
     def outside(self) -> Estimate:
@@ -102,8 +112,14 @@ class StepCosts:
     def copied_bytes(self) -> npt.NDArray[np.float64]:
         """Bytes over the host link if a part of a layer is copied for the step, (3, layers); experts all of them."""
         own = layer_bytes(self.scenario, self.scenario.sharding)
-        state = own.state.reshape(len(own.shell), -1)[:, 0]
+        state = own.state.reshape(len(own.shell), -1)[:, 0] * state_share(self.scenario, self.step)
         return np.stack([own.shell, own.experts, state])
+
+    @cached_property
+    def link_s_per_byte(self) -> npt.NDArray[np.float64]:
+        """Seconds one byte of each part takes in large copies, (3,): pageable memory is slower."""
+        pinned = float(self.copy(1e9).time_s) / 1e9
+        return pinned * link_factors(self.scenario)
 
     def missed(self, cached: float) -> npt.NDArray[np.float64]:
         """Share of a layer's expert bytes a step has to fetch where the popular `cached` share is on the device."""
@@ -137,6 +153,19 @@ class StepCosts:
         return self.host if where is Where.HOST else self.device
 
 
+def link_factors(scenario: Scenario) -> npt.NDArray[np.float64]:
+    """How much longer than from pinned memory copies of each part take, (3,)."""
+    pageable = scenario.engine.pageable
+    return np.array([1.0 / PAGEABLE if part in pageable else 1.0 for part in range(len(PARTS))])
+
+
+def state_share(scenario: Scenario, step: Step) -> Array:
+    """Share of all users' KV cache a step copies: a step that takes prompts in writes that of its own sequences."""
+    if step.phase is Phase.DECODE:
+        return np.ones(())
+    return np.asarray(np.minimum(1.0, np.asarray(step.sequences, float) / np.asarray(scenario.batch, float)))
+
+
 class LayerTimes(NamedTuple):
     """Seconds a layer would take in a mode, (layers,): computing, hand-overs included; prefetched and late copies."""
 
@@ -147,14 +176,14 @@ class LayerTimes(NamedTuple):
 
 def layer_times(costs: StepCosts, stretch: Stretch) -> LayerTimes:
     """The times of every layer in the stretch's mode. A prompt's host parts run wherever that is faster."""
-    mode, link = stretch.mode, _link_s_per_byte(costs)
+    mode, link = stretch.mode, costs.link_s_per_byte
     layers = costs.copied_bytes.shape[1]
     computing, prefetched, late = np.zeros(layers), np.zeros(layers), np.zeros(layers)
     handed = False
     for index, part in enumerate(PARTS):
         where: Where = getattr(mode, part)
         on_device, bytes_ = costs.device.seconds[index], costs.copied_bytes[index]
-        copies = bytes_ * link * (costs.missed(stretch.cached) if part == "experts" else 1.0)
+        copies = bytes_ * link[index] * (costs.missed(stretch.cached) if part == "experts" else 1.0)
         if where is Where.HOST and not _better_copied(costs, index, copies):
             computing += costs.host.seconds[index]
             handed = True
@@ -174,12 +203,6 @@ def _better_copied(costs: StepCosts, index: int, copies: npt.NDArray[np.float64]
         return False
     there = float(np.sum(np.maximum(copies, costs.device.seconds[index])))
     return there < float(np.sum(costs.host.seconds[index]))
-
-
-def _link_s_per_byte(costs: StepCosts) -> float:
-    """Seconds one byte of a large copy takes."""
-    gigabyte = 1e9
-    return float(costs.copy(gigabyte).time_s) / gigabyte
 
 
 class Detailed(NamedTuple):
@@ -207,12 +230,15 @@ def step_time(costs: StepCosts) -> Detailed:
         prefetched += float(times.prefetched[span].sum())
         late += float(times.late[span].sum())
     together, _ = norm_of((run.time_s, np.asarray(prefetched)), OVERLAP)
+    drive = _from_drive(costs)
+    if costs.scenario.engine.drive_beside and float(drive.time_s):
+        all_, _ = norm_of((run.time_s, np.asarray(prefetched), drive.time_s), OVERLAP)
+        drive = drive.scaled((float(all_) - float(together)) / float(drive.time_s))
     exposed = max(0.0, float(together) - float(run.time_s)) + late
     if exposed:
         gigabyte = costs.copy(1e9)
         operators.append(_copies("copied for the step", gigabyte, exposed / float(gigabyte.time_s)))
         run = run + gigabyte.scaled(exposed / float(gigabyte.time_s))
-    drive = _from_drive(costs)
     if float(drive.time_s):
         operators.append(_copies("read from the drive", drive, 1.0))
     return Detailed(run + drive, tuple(operators))
@@ -250,10 +276,9 @@ def _spans(scenario: Scenario) -> list[tuple[slice, Stretch]]:
 def _on_host(costs: StepCosts) -> npt.NDArray[np.bool_]:
     """Which parts of which layers the host computes in this step, (3, layers)."""
     result = np.zeros((len(PARTS), costs.scenario.model.layers), dtype=bool)
-    link = _link_s_per_byte(costs)
     for span, stretch in _spans(costs.scenario):
         for index, part in enumerate(PARTS):
-            copies = costs.copied_bytes[index] * link
+            copies = costs.copied_bytes[index] * costs.link_s_per_byte[index]
             result[index, span] = getattr(stretch.mode, part) is Where.HOST and not _better_copied(costs, index, copies)
     return result
 
@@ -308,12 +333,30 @@ def touched_share(scenario: Scenario, step: Step) -> npt.NDArray[np.float64]:
     return result
 
 
+def state_drive_bytes(scenario: Scenario, step: Step) -> tuple[float, float]:
+    """Bytes of the KV cache a step reads from the drive, and writes there: all of it for a token, prompts once."""
+    share = scenario.placement.state_on_drive
+    if not share:
+        return 0.0, 0.0
+    state = layer_bytes(scenario, Sharding()).state.reshape(scenario.model.layers, -1)[:, 0]
+    away = [stretch.mode.kv is not Where.DEVICE for stretch in scenario.placement.modes(scenario.model.layers)]
+    of_context = share * float(state[away].sum()) / float(np.ravel(scenario.context)[0])
+    if step.phase is Phase.DECODE:
+        return of_context * float(np.ravel(step.past_tokens)[0]), of_context
+    written = of_context * float(np.ravel(step.new_tokens)[0]) * float(state_share(scenario, step))
+    return 0.0, written
+
+
 def _from_drive(costs: StepCosts) -> Estimate:
-    """Time of reading what does not fit host memory, at the drive's sequential rate."""
-    size, drive = drive_bytes(costs.scenario, costs.step), costs.scenario.fleet.storage
-    if not size or drive is None:
+    """Time of reading what does not fit host memory, and of writing prompts' state, at the drive's sequential rates."""
+    drive = costs.scenario.fleet.storage
+    if drive is None:
         return nothing()
-    seconds = np.asarray(size / drive.read_bytes_per_s.value)
+    read, written = state_drive_bytes(costs.scenario, costs.step)
+    read += drive_bytes(costs.scenario, costs.step)
+    if not read + written:
+        return nothing()
+    seconds = np.asarray(read / drive.read_bytes_per_s.value + written / drive.write_bytes_per_s.value)
     return priced(Terms(link_s=seconds), tier=Tier.ASSUMED, shared_log_sd=DRIVE_LOG_SD, own_log_sd=0.0)
 
 

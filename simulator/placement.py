@@ -43,6 +43,7 @@ class Moved(NamedTuple):
     host_weights: float = 0.0
     host_state: Array | float = 0.0
     drive_weights: float = 0.0
+    drive_state: Array | float = 0.0
 
 
 def moved(scenario: Scenario) -> Moved:
@@ -70,4 +71,5 @@ def moved(scenario: Scenario) -> Moved:
         if stretch.mode.kv is Where.STREAMED:
             staging = max(staging, float(np.max(here.state[i])))
     drive = host_weights * placement.storage_share
-    return Moved(weights, state, BUFFERS * staging, host_weights - drive, host_state, drive)
+    kept = host_state * (1.0 - placement.state_on_drive)
+    return Moved(weights, state, BUFFERS * staging, host_weights - drive, kept, drive, host_state - kept)

@@ -91,6 +91,8 @@ KV_STREAMED = Mode("KV cache streamed", kv=Where.STREAMED)
 LAYERS_HOST = Mode("layers on the host", Where.HOST, Where.HOST, Where.HOST)
 LAYERS_STREAMED = Mode("layers streamed", Where.STREAMED, Where.STREAMED)
 STREAMED_KV_HOST = Mode("layers streamed, attention on the host", Where.STREAMED, Where.STREAMED, Where.HOST)
+# Of engines that compute nothing on the host; not among what is searched through, where attention there is faster.
+LAYERS_KV_STREAMED = Mode("layers and KV cache streamed", Where.STREAMED, Where.STREAMED, Where.STREAMED)
 MODES = (EXPERTS_HOST, EXPERTS_STREAMED, KV_HOST, KV_STREAMED, LAYERS_HOST, LAYERS_STREAMED, STREAMED_KV_HOST)
 
 
@@ -105,11 +107,13 @@ class Stretch(NamedTuple):
 class Placement(NamedTuple):
     """What is not (wholly) on the device: stretches from the first layer on; layers behind them are on the device.
 
-    Of the weights the host holds, `storage_share` is read from its drive whenever it is used.
+    Of the weights the host holds, `storage_share` is read from its drive whenever it is used; of the KV cache it holds,
+    `state_on_drive` is written there with the prompts and read for every token.
     """
 
     stretches: tuple[Stretch, ...] = ()
     storage_share: float = 0.0
+    state_on_drive: float = 0.0
 
     def modes(self, layers: int) -> tuple[Stretch, ...]:
         """One stretch of a single layer for each layer of the model."""
@@ -136,6 +140,11 @@ class Engine:
     (`logits_for_all`) and samples on the host. `offloads` are the modes of placement it can run (none named: any);
     `fp4_expert_multiples` are the multiples its 4-bit float experts' hidden and own widths are padded to;
     `copies_by_socket` whether each socket of a host reads a copy of the weights of its own.
+
+    How it offloads: `whole_blocks` takes the prompts of a batch through each layer together, whose weights are copied
+    once for all of them; `drive_beside` reads the drive beside computing and may keep the KV cache there; attention on
+    the host moves the cache `host_attention_passes` times; the parts of a layer in `pageable` (an index into
+    `offload.PARTS`) are copied from memory that is not pinned.
     """
 
     memory_utilization: float = 0.9
@@ -155,6 +164,10 @@ class Engine:
     offloads: tuple[Mode, ...] = ()
     copies_by_socket: bool = False
     fp4_expert_multiples: tuple[int, int] = (1, 1)
+    whole_blocks: bool = False
+    drive_beside: bool = False
+    host_attention_passes: float = 1.0
+    pageable: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:

@@ -36,5 +36,5 @@ def facts_of(part: Part) -> Iterator[tuple[str, Fact]]:
     for name, value in vars(part).items():
         if isinstance(value, Fact):
             yield name, value
-        elif name.startswith(("peak_", "flops_per_")):
+        elif name.startswith(("peak_", "sustained_", "flops_per_")):
             yield from ((f"{name}.{dtype}", fact) for dtype, fact in value.items())

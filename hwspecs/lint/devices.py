@@ -107,7 +107,7 @@ def formats_exist_on_the_architecture(part: Part) -> Iterator[Finding]:
     if not isinstance(part, Device):
         return
     known = FORMATS.get(part.architecture)
-    tables = ("peak_dense_flops_per_s", "peak_sparse_flops_per_s", "flops_per_clock_per_sm")
+    tables = ("peak_dense_flops_per_s", "peak_sparse_flops_per_s", "sustained_flops_per_s", "flops_per_clock_per_sm")
     stated = {dtype: table for table in reversed(tables) for dtype in getattr(part, table)}
     for dtype, table in stated.items():
         if known is not None and dtype not in known:

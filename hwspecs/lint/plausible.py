@@ -33,6 +33,7 @@ RANGES: Mapping[type[Part], Mapping[str, Range]] = MappingProxyType(
             "bandwidth_bytes_per_s": Range(5e9, 1e14, _RATE),
             "peak_dense_flops_per_s": Range(1e11, 1e18, "TFLOP/s or PFLOP/s written as FLOP/s"),
             "peak_sparse_flops_per_s": Range(1e11, 1e18, "TFLOP/s or PFLOP/s written as FLOP/s"),
+            "sustained_flops_per_s": Range(1e11, 1e18, "TFLOP/s or PFLOP/s written as FLOP/s"),
             "flops_per_clock_per_sm": Range(2, 1e7, "operations per clock of one multiprocessor"),
             "sm_count": Range(1, 1e5, _COUNT, whole=True),
             "clock_hz": Range(2e8, 6e9, _HERTZ),

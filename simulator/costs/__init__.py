@@ -168,9 +168,18 @@ def estimate(table: Table, fleet: Fleet, calibrations: CalibrationSet) -> Estima
     return estimate_with(table, fleet, calibrations.resolve(table.kernel))
 
 
+def limited(d: Denominators, fleet: Fleet, table: Table, resolved: Resolved) -> Denominators:
+    """A lender's share of the peak must not exceed what the device was measured to sustain under its power limit."""
+    sustained = fleet.device.sustained(table.kernel.arithmetic)
+    fraction = getattr(resolved.calibration.parameters, "compute_fraction", None)
+    if sustained is None or fraction is None or resolved.calibration.device == fleet.device.key:
+        return d
+    return d._replace(peak_flops_per_s=min(d.peak_flops_per_s, sustained / fraction))
+
+
 def estimate_with(table: Table, fleet: Fleet, resolved: Resolved, cache: Cache = Cache.COLD) -> Estimate:
     """The same with a calibration that was found already."""
-    denominators = datasheet(fleet, table.kernel, resolved.calibration.denominators)
+    denominators = limited(datasheet(fleet, table.kernel, resolved.calibration.denominators), fleet, table, resolved)
     amount, parts = work(table), terms(table, denominators, resolved.calibration.parameters, cache)
     busy = (amount.flops + amount.traffic_bytes) > 0
     outside = np.where(busy, resolved.calibration.hull.outside(amount.flops, amount.traffic_bytes), 0.0)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..offload import OVERLAP
-from ..scenario import ON_DEVICE
+from ..scenario import ON_DEVICE, Phase
 from .program import GIB, Program, host_room
 
 Rows = Iterator[tuple[str, Any]]
@@ -60,36 +60,65 @@ def copies_have_buffers(p: Program) -> Rows:
 
 
 def host_memory(p: Program) -> Rows:
-    """sum of n[s, b, a] host[a, b] + buffers <= room of the host + what is read from its drive instead."""
+    """sum of n[s, b, a] host[a, b] + buffers <= room of the host + what its drive keeps instead,
+
+    which is at most sum of n[s, b, a] weights[a, b], and where an engine can, sum of n[s, b, a] state[a, b]; then no
+    more than the drive holds.
+    """
     if not p.frame.family.placed:
         return
-    _, host, _ = p.frame.family.layout.bytes_
-    held = p.sum_of(host[:, :, p.frame.at], scale=1 / GIB) + p.buffers
-    yield "host_memory", held - p.from_drive <= host_room(p.question) / GIB
+    layout, at = p.frame.family.layout, p.frame.at
+    _, host, _ = layout.bytes_
+    held = p.sum_of(host[:, :, at], scale=1 / GIB) + p.buffers
+    yield "host_memory", held - p.from_drive - p.state_on_drive <= host_room(p.question) / GIB
+    state = layout.host_state[:, :, at]
+    if not isinstance(p.from_drive, float):
+        yield "weights_on_the_drive", p.from_drive <= p.sum_of(host[:, :, at] - state, scale=1 / GIB)
+    if not isinstance(p.state_on_drive, float):
+        yield "state_on_the_drive", p.state_on_drive <= p.sum_of(state, scale=1 / GIB)
+        drive = p.question.fleet.storage
+        if drive is not None and drive.capacity_bytes is not None:
+            yield "drive_capacity", p.from_drive + p.state_on_drive <= drive.capacity_bytes.value / GIB
 
 
 def step_takes_its_time(p: Program) -> Rows:
     """T_k >= u (outside + sum of n computing) + v (sum of n prefetched) + sum of n late + bytes from the drive / rate,
 
-    for (u, v) on the unit circle of the norm dual to the overlap's: tangents, so that no plan lies below them.
+    for (u, v) on the unit circle of the norm dual to the overlap's: tangents, so that no plan lies below them. Where an
+    engine reads the drive beside the rest it is a third term of the norm.
     """
-    layout, at, drive = p.frame.family.layout, p.frame.at, p.question.fleet.storage
+    layout, at = p.frame.family.layout, p.frame.at
     for k, time in enumerate(p.times):
         computing, prefetched, late = (c[:, :, at] for c in layout.seconds(k))
         run = (
             p.sum_of(computing, scale=MS)
             + float(layout.outside(k)[:, at].sum() + layout.base.engine.step_overhead_s) * MS
         )
-        behind = p.sum_of(late, scale=MS)
-        if drive is not None and not isinstance(p.from_drive, float):
-            behind += p.from_drive * GIB / drive.read_bytes_per_s.value * MS * p.touched
-        if not prefetched.any():
-            yield f"step_takes_its_time_{k}", time >= run + behind
-            continue
+        behind, drive = p.sum_of(late, scale=MS), _drive(p, k)
+        beside = drive is not None and p.question.engine.drive_beside
+        if drive is not None and not beside:
+            behind += drive
         copies = p.sum_of(prefetched, scale=MS)
-        for i, angle in enumerate(ANGLES):
+        for i, angle in enumerate(ANGLES if prefetched.any() else ANGLES[-1:]):
             u, v = tangent(float(angle))
             yield f"step_takes_its_time_{k}_{i}", time >= u * run + v * copies + behind
+            for j, outer in enumerate(ANGLES[:-1] if beside else ()):
+                w, d = tangent(float(outer))
+                yield f"step_takes_its_time_{k}_{i}_{j}", time >= w * (u * run + v * copies) + d * drive + behind
+
+
+def _drive(p: Program, kind: int) -> Any:
+    """Milliseconds a step of a kind reads weights, reads the state kept there or writes that of its prompts."""
+    drive = p.question.fleet.storage
+    if drive is None or isinstance(p.from_drive, float):
+        return None
+    step, pieces = p.frame.family.layout.kinds[kind], p.frame.family.layout.kinds[kind].first[p.frame.at]
+    found = p.from_drive * (GIB / drive.read_bytes_per_s.value * MS * p.touched)
+    if step.step.phase is Phase.DECODE:
+        share = float(np.ravel(step.step.past_tokens)[0]) / p.question.context
+        return found + p.state_on_drive * (share * GIB / drive.read_bytes_per_s.value * MS)
+    share = p.question.prompt / p.question.context / float(pieces)
+    return found + p.state_on_drive * (share * GIB / drive.write_bytes_per_s.value * MS)
 
 
 def slowest_stage_sets_the_pace(p: Program) -> Rows:

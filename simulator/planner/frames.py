@@ -199,6 +199,8 @@ def serving_kinds(base: Scenario, question: Question, running: Array) -> tuple[S
 def batch_kinds(question: Question, batch: Array) -> tuple[StepKind, ...]:
     """A batch taken in, as many prompts in a step as the engine takes, and decoded at the mean context."""
     chunk = question.engine.max_batched_tokens
+    if question.engine.whole_blocks:  # one step for all prompts
+        chunk = max(chunk, int(question.prompt * np.max(batch)))
     together = np.clip(np.floor(chunk / question.prompt), 1.0, batch)
     pieces = np.ceil(question.prompt / chunk) * np.ceil(batch / together)
     size = question.prompt / np.ceil(question.prompt / chunk)

@@ -19,7 +19,7 @@ from ..calibration import CalibrationSet
 from ..estimate import Array
 from ..lowering.decoder import lower
 from ..memory import ALLOCATOR_SHARE, ledger
-from ..offload import PARTS, StepCosts, part_of
+from ..offload import PARTS, StepCosts, link_factors, part_of, state_share
 from ..placement import layer_bytes
 from ..quality import Part, layer_shares, share
 from ..quality import increase as quality_increase
@@ -120,11 +120,14 @@ class Layout:
     def _host(self) -> dict[tuple[int, str], Seconds]:
         fleet = host_fleet(self.base.fleet, self.base.engine.copies_by_socket)
         there = self.calibrations.on(fleet)
-        return {
-            (k, f.name): part_seconds(self._in(f).but(fleet=fleet, sharding=Sharding()), kind.step, there, self.users)
-            for k, kind in enumerate(self.kinds)
-            for f in self.formats
-        }
+        passes = np.array([1.0, 1.0, self.base.engine.host_attention_passes])[:, None, None]
+        found = {}
+        for k, kind in enumerate(self.kinds):
+            for f in self.formats:
+                asked = self._in(f).but(fleet=fleet, sharding=Sharding())
+                priced = part_seconds(asked, kind.step, there, self.users)
+                found[k, f.name] = priced._replace(parts=priced.parts * passes)
+        return found
 
     def outside(self, kind: int) -> Array:
         """Seconds of what belongs to no layer, (stages, users)."""
@@ -146,6 +149,13 @@ class Layout:
         first = [self.base.model.pattern.index(b) for b in range(len(self.counts))]
         here, whole = (layer_bytes(self.base, s).state for s in (self.base.sharding, Sharding()))
         return tuple(np.broadcast_to(s[first].reshape(len(first), -1), (len(first), self.users)) for s in (here, whole))  # type: ignore[return-value]
+
+    @cached_property
+    def host_state(self) -> Array:
+        """Bytes of all users' state in a layer that host memory (or its drive) keeps, (alternatives, blocks, users)."""
+        _, all_ = self.state
+        away = np.array([float(a.mode.kv is not Where.DEVICE) for a in self.alternatives])
+        return np.asarray(away[:, None, None] * all_)
 
     @cached_property
     def log_ppl(self) -> Array:
@@ -239,15 +249,16 @@ class Layout:
             [
                 np.broadcast_to(self._bytes[a.shell.name][0][:, None], own.shape),
                 self._bytes[a.experts.name][1][:, None] * self._missed(kind, a.cached),
-                own,
+                own * state_share(self.base, step),
             ]
         )
+        factors = link_factors(self.base)
         computing, prefetched, late = np.zeros_like(own), np.zeros_like(own), np.zeros_like(own)
         handed = np.zeros(self.users, dtype=bool)
         layers = np.array(self.counts, float)[:, None]
         for index, part in enumerate(PARTS):
             where: Where = getattr(a.mode, part)
-            copies = copied[index] * link
+            copies = copied[index] * link * factors[index]
             if where is Where.DEVICE:
                 computing = computing + device[index]
                 continue

@@ -33,6 +33,13 @@ class Taken(NamedTuple):
     layers: int
 
 
+class FromDrive(NamedTuple):
+    """Bytes the host has no memory for: weights it reads from its drive, KV cache it keeps there."""
+
+    weights: float = 0.0
+    state: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """A family at one number of users: the numbers of its program."""
@@ -107,6 +114,7 @@ class Program:
     used: dict[int, Any] = field(default_factory=dict)  # whether an alternative with buffers is taken at all
     buffers: Any = 0.0  # GiB
     from_drive: Any = 0.0  # GiB of the host's weights that its memory has no room for
+    state_on_drive: Any = 0.0  # GiB of the KV cache it has no room for
     tightened: float = 1.0  # share of the memory that may be used
     tightened_pace: float = 1.0
 
@@ -149,6 +157,8 @@ def build(
         program.buffers = program.problem.add_variable("buffers", 0)
     if frame.family.placed and question.fleet.storage is not None:
         program.from_drive = program.problem.add_variable("from_drive", 0)
+        if question.engine.drive_beside:
+            program.state_on_drive = program.problem.add_variable("state_on_drive", 0)
     weights = frame.weights_of(question)
     unit = objective_unit(question, frame)
     goal = pulp.lpSum(float(w) * 1e-3 / unit * t for w, t in zip(weights, program.times, strict=True))

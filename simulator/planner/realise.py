@@ -6,17 +6,20 @@ import dataclasses
 from collections import defaultdict, deque
 from types import MappingProxyType
 
+import numpy as np
+
+from ..placement import moved
 from ..scenario import Numerics, Scenario, Sharding, stage_layers
 from ..workload.formats import WeightFormat
 from ..workload.model import Block, Model
 from .prices import Alternative
-from .program import Frame, Taken, placement_of
+from .program import Frame, FromDrive, Taken, placement_of
 from .question import Question
 
 BlockFormats = dict[tuple[int | None, bool], WeightFormat]
 
 
-def realise(question: Question, frame: Frame, taken: tuple[Taken, ...], from_drive_bytes: float) -> Scenario:
+def realise(question: Question, frame: Frame, taken: tuple[Taken, ...], from_drive: FromDrive) -> Scenario:
     """The scenario of one replica: its users, layout, KV format, layer formats and placement."""
     base = frame.family.layout.base
     each = _layer_by_layer(question.model, base.sharding, taken)
@@ -27,13 +30,17 @@ def realise(question: Question, frame: Frame, taken: tuple[Taken, ...], from_dri
     scenario = base.but(model=model, batch=frame.users, sharding=sharding, numerics=numerics)
     if frame.family.placed:
         placement = placement_of([[a for _, a in each]], 0.0)
-        if from_drive_bytes > 0:
-            held = _host_weights(scenario.but(placement=placement))
-            placement = placement._replace(
-                storage_share=min(1.0, from_drive_bytes * (1 + 1e-9) / held) if held else 0.0
-            )
+        held = moved(scenario.but(placement=placement))
+        placement = placement._replace(
+            storage_share=_share(from_drive.weights, held.host_weights),
+            state_on_drive=_share(from_drive.state, float(np.max(held.host_state))),
+        )
         scenario = scenario.but(placement=placement)
     return scenario
+
+
+def _share(part: float, whole: float) -> float:
+    return float(min(1.0, part * (1 + 1e-9) / whole)) if whole else 0.0
 
 
 def _layer_by_layer(model: Model, sharding: Sharding, taken: tuple[Taken, ...]) -> list[tuple[int, Alternative]]:
@@ -84,10 +91,3 @@ def with_formats(model: Model, each: list[Alternative]) -> tuple[Model, WeightFo
     pattern = tuple(kinds.index(kind) for kind in of_layer)
     changed = dataclasses.replace(model, blocks=tuple(blocks), pattern=pattern, layer_formats=MappingProxyType(formats))
     return changed, usual
-
-
-def _host_weights(scenario: Scenario) -> float:
-    """Bytes of weights the host keeps for the scenario's placement."""
-    from ..placement import moved
-
-    return float(moved(scenario).host_weights)

@@ -22,7 +22,7 @@ from ..serving import Load, serve
 from .bounds import first_bounds
 from .frames import Family
 from .frames import families as domain
-from .program import Frame, Taken, per_token_scale
+from .program import Frame, FromDrive, Taken, per_token_scale
 from .question import Goal, Question
 from .realise import realise
 from .solve import Outcome, solve
@@ -193,7 +193,7 @@ def look_at(
             proved = min(answer.bound, better_than)
         if answer.outcome is Outcome.INFEASIBLE:
             return None, proved
-        simulated = simulate(question, frame, answer.taken, answer.from_drive_bytes, calibrations)
+        simulated = simulate(question, frame, answer.taken, answer.from_drive, calibrations)
         over = float(np.max(simulated.memory.high_bytes())) / question.budget_bytes()
         late = 0.0 if question.limits.pace_s is None else float(simulated.pace.time_s) / question.limits.pace_s
         if over <= 1.0 and late <= 1.0:
@@ -204,10 +204,10 @@ def look_at(
 
 
 def simulate(
-    question: Question, frame: Frame, taken: tuple[Taken, ...], from_drive_bytes: float, calibrations: CalibrationSet
+    question: Question, frame: Frame, taken: tuple[Taken, ...], from_drive: FromDrive, calibrations: CalibrationSet
 ) -> Simulated:
     """Price an assignment: continuous batching where the devices hold the model, else a batch at a time."""
-    scenario = realise(question, frame, taken, from_drive_bytes)
+    scenario = realise(question, frame, taken, from_drive)
     layout = frame.family.layout
     if frame.family.placed:
         made = generate(scenario, question.output, calibrations)

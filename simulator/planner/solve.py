@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from .program import GIB, Frame, Program, Taken, build, objective_unit
+from .program import GIB, Frame, FromDrive, Program, Taken, build, objective_unit
 from .question import Question
 
 RELATIVE_GAP = 1e-3
@@ -27,7 +27,7 @@ class Solved(NamedTuple):
     objective: float
     bound: float
     taken: tuple[Taken, ...]
-    from_drive_bytes: float
+    from_drive: FromDrive
 
 
 def solve(
@@ -44,14 +44,18 @@ def solve(
     program.problem.solve(solver)
     status = program.problem.sol_status
     if status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
-        return Solved(Outcome.INFEASIBLE, float("inf"), float("inf"), (), 0.0)
+        return Solved(Outcome.INFEASIBLE, float("inf"), float("inf"), (), FromDrive())
     info = program.problem.solverModel.getInfo()
     unit = objective_unit(question, frame)
     objective = float(pulp.value(program.problem.objective)) * unit
     bound = min(objective, float(info.mip_dual_bound) * unit)
     outcome = Outcome.OPTIMAL if status == pulp.LpSolutionOptimal else Outcome.FEASIBLE
-    drive = 0.0 if isinstance(program.from_drive, float) else float(program.from_drive.value()) * GIB
+    drive = FromDrive(*(_bytes(each) for each in (program.from_drive, program.state_on_drive)))
     return Solved(outcome, objective, bound, _taken(program), drive)
+
+
+def _bytes(gib: object) -> float:
+    return 0.0 if isinstance(gib, float) else float(gib.value() or 0.0) * GIB  # type: ignore[attr-defined]
 
 
 def _taken(program: Program) -> tuple[Taken, ...]:

@@ -46,6 +46,8 @@ def render(out: Console, answer: a.CatalogueAnswer) -> None:
             calibration_text.render(out, answer)
         case a.DoctorReport():
             calibration_text.render_doctor(out, answer)
+        case a.ChoiceReport():
+            _choices(out, answer)
 
 
 def _figures(out: Console, answer: a.FigureReport) -> None:
@@ -82,6 +84,63 @@ def _figures(out: Console, answer: a.FigureReport) -> None:
         for s in answer.summaries
     )
     out.print(table(["kind", "rows", "median", "mean", "worst", "in 80 % interval", ""], sums))
+
+
+def _choices(out: Console, answer: a.ChoiceReport) -> None:
+    """The worst choices, the rules, the gates; every choice is in the JSON."""
+
+    def three(regret: a.RegretSummary) -> str:
+        return " / ".join(f"{value:.1f}" for value in regret)
+
+    worst = sorted(answer.rows, key=lambda r: (-r.fewer_percent, r.question))[:_WORST]
+    rows = (
+        [
+            r.question,
+            f"{1e3 * r.limit_s:g} ms",
+            r.best,
+            f"{r.best_tokens_per_s:.4g}",
+            r.chosen,
+            f"{r.chosen_tokens_per_s:.4g} ({r.predicted_tokens_per_s:.4g})",
+            f"{1e3 * r.measured_s:.3g} ({1e3 * r.predicted_s:.3g}) ms",
+            f"{r.fewer_percent:.0f} %",
+        ]
+        for r in worst
+    )
+    head = [
+        "worst choices",
+        "limit",
+        "best",
+        "tokens/s/device",
+        "chosen",
+        "tokens/s (predicted)",
+        "time (predicted)",
+        "",
+    ]
+    out.print(table(head, rows))
+    out.print()
+    sums = (
+        [
+            s.rule,
+            s.half,
+            str(s.questions),
+            f"{s.best_layout_percent:.1f} %",
+            f"{s.broken_percent:.1f} %",
+            *map(three, (s.layout, s.fewer, s.strict)),
+        ]
+        for s in answer.summaries
+    )
+    head = ["rule", "runs", "questions", "best layout", "limit broken", "lost by layout", "with fewer users", "strict"]
+    out.print(table(head, sums))
+    out.print("lost: median / 90th percentile / mean, percent of the best measured rate")
+    out.print(f"least lost on the half it was looked for on: {answer.preferred}")
+    out.print()
+    bounds = (
+        [g.rule, g.figure, f"{g.limit:g}", f"{g.value:.1f}", "" if g.kept else "BROKEN", g.source] for g in answer.gates
+    )
+    out.print(table(["gate", "figure", "limit", "found", "", "source"], bounds))
+
+
+_WORST = 12  # choices shown
 
 
 # Heading of a kind, what its memory and its bandwidth are.
