@@ -119,7 +119,7 @@ class Taking(NamedTuple):
 def steps(question: Question, load: Load) -> Taking:
     """Decoding at the mean context; prompts whole while they fit a step, else in equal pieces."""
     each = float(np.ceil(load.users / load.micro_batches))
-    prefill, pieces = batch_steps(question.prompt, load.users, question.engine.max_batched_tokens)
+    prefill, pieces = batch_steps(question.prompt, load.users, question.engine)
     return Taking(Step(Phase.DECODE, each, 1, np.asarray(question.prompt + question.output / 2)), prefill, pieces)
 
 
