@@ -73,6 +73,9 @@ def register(app: typer.Typer, examples: Callable[..., str], answer: Callable[..
         max_ppl_increase: Annotated[
             str, option("How much perplexity may rise; any: no limit.", "PERCENT")
         ] = DEFAULT_PPL,
+        sensitivity: Annotated[
+            Path | None, option("Your own changes of log-perplexity: layer,class,format,delta_log_ppl.", "FILE")
+        ] = None,
         max_gpus: Annotated[int | None, option("Most devices to use.", "N", min=1)] = None,
         max_power: Annotated[str | None, option("Most power of the devices used, such as 2kW.", "POWER")] = None,
         max_cost: Annotated[str | None, option("Most money an hour, such as 20USD/h; needs --price.", "MONEY")] = None,
@@ -106,6 +109,8 @@ def register(app: typer.Typer, examples: Callable[..., str], answer: Callable[..
 
         nodes, fleet_name = nodes_of(gpu)
         question = question_of(model, asked, fleet_name, nodes, prompt, output, goals[0], limits, per_hour, clients)
+        if sensitivity is not None:
+            question = _with_sensitivities(question, sensitivity)
         with Doing() as progress:
             report = plans.ask_plan(
                 question,
@@ -116,6 +121,14 @@ def register(app: typer.Typer, examples: Callable[..., str], answer: Callable[..
                 progress=progress,
             )
         _show(report, answer, json, plot)
+
+
+def _with_sensitivities(question: "Question", path: Path) -> "Question":
+    from .simulator.quality import read_sensitivities, told_apart
+
+    read = read_sensitivities(path)
+    read.check(question.model)
+    return dataclasses.replace(question, model=told_apart(question.model, read), sensitivities=read)
 
 
 def _show(report: "Report", answer: Callable[..., None], json: bool, plot: Path | None) -> None:

@@ -20,6 +20,7 @@ to 19.09), which no engine's checkpoints are. Three lines have a base of 8 or 4 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -419,6 +420,24 @@ class Sensitivities(NamedTuple):
                 raise InputError(problem, file=self.file, key="layer", value=layer)
             if share(model, part, whole=True) == 0:
                 raise InputError(f"{model.name} has no such part", file=self.file, key="class", value=part.value)
+
+
+def told_apart(model: Model, sensitivities: Sensitivities) -> Model:
+    """The model with a block for each kind of layers that cost alike: what a plan may treat as one."""
+    kinds: list[tuple[int, tuple[tuple[str, str, float], ...]]] = []
+    pattern = []
+    for layer, block in enumerate(model.pattern):
+        said = sorted((part.value, name, d) for (at, part, name), d in sensitivities.changes.items() if at == layer)
+        kind = (block, tuple(said))
+        if kind not in kinds:
+            kinds.append(kind)
+        pattern.append(kinds.index(kind))
+    names = [model.blocks[block].name for block, _ in kinds]
+    blocks = tuple(
+        model.blocks[block]._replace(name=name if names.count(name) == 1 else f"{name} {i}")
+        for i, ((block, _), name) in enumerate(zip(kinds, names, strict=True))
+    )
+    return dataclasses.replace(model, blocks=blocks, pattern=tuple(pattern))
 
 
 COLUMNS = ("layer", "class", "format", "delta_log_ppl")

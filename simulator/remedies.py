@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from ..dtypes import DType
 from ..hwspecs.device import Device
 from ..hwspecs.load import fleet_of, load, names
-from ..units import format_gib, format_size
+from ..units import format_size
 from .answers import Remedy
 from .calibration import CalibrationSet
 from .inference import decode
-from .memory import TensorClass
 from .planner.domain import weight_choices
 from .planner.fit import (
     Candidate,
+    Offload,
     Verdict,
     Wishes,
-    budget_bytes,
     candidates,
     fewest_devices,
     max_context,
     max_users,
+    placements,
 )
 from .scenario import Scenario, Sharding
 
@@ -41,7 +43,7 @@ def remedies(candidate: Candidate, wishes: Wishes, calibrations: CalibrationSet)
         _narrower(candidate, wishes),
         _more_devices(candidate, wishes),
         _larger_device(candidate, wishes),
-        _host_memory(candidate, calibrations),
+        _host_memory(candidate, wishes, calibrations),
     )
     return tuple(remedy for remedy in tried if remedy is not None)
 
@@ -129,27 +131,24 @@ def _larger_device(candidate: Candidate, wishes: Wishes) -> Remedy | None:
     return None
 
 
-def _host_memory(candidate: Candidate, calibrations: CalibrationSet) -> Remedy | None:
-    """Weights in host memory, streamed over the host link: a bound on the speed only, no schedule is promised.
+ROOMS_GB = (16, 32, 64, 128, 256, 512, 1024)
 
-    At the very least what does not fit even by the lowest figures crosses the link once a step, at the link's
-    datasheet rate, behind the fastest step of the interval.
-    """
-    scenario = candidate.scenario
-    fleet, spare = scenario.fleet, scenario.fleet.host_memory_bytes
-    over = float((candidate.memory.low_bytes() - fleet.usable_bytes()).max())
-    room = float((candidate.memory.high_bytes() - budget_bytes(scenario)).max())
-    weights = float(candidate.memory.of(TensorClass.WEIGHTS).min())
-    if spare is None or fleet.device.unified_memory or over <= 0 or room * scenario.sharding.devices > 0.9 * spare:
+
+def _host_memory(candidate: Candidate, wishes: Wishes, calibrations: CalibrationSet) -> Remedy | None:
+    """The least host memory of a machine like those sold that is enough, with the speed of what is placed there."""
+    fleet = candidate.scenario.fleet
+    if fleet.device.unified_memory or fleet.device.vendor == "cpu" or wishes.offload is Offload.NEVER:
         return None
-    if room > weights:  # weights alone are not what is too much
-        return None
-    what = f"{format_gib(over)} to {format_gib(room)} of weights per device in host memory"
-    engine = "an engine that offloads (vLLM --cpu-offload-gb, llama.cpp -ngl)"
-    if scenario.model.has_experts:
-        return Remedy(what, "fits; the speed depends on which experts are used and is not predicted", engine)
-    fastest = float(decode(scenario, calibrations).low_s)
-    bound = int(scenario.batch) / max(fastest, over / fleet.host_link.bandwidth_bytes_per_s.value)
-    users = "" if int(scenario.batch) == 1 else " over all users"
-    speed = f"fits; at most {bound:.3g} tokens/s{users} where they are streamed every step over {fleet.host_link.name}"
-    return Remedy(what, speed, engine)
+    for room in ROOMS_GB:
+        if room * 1e9 <= (fleet.host_memory_bytes or 0.0):
+            continue
+        larger = candidate.scenario.but(fleet=dataclasses.replace(fleet, host_memory_bytes=room * 1e9))
+        found, _ = placements(larger, wishes, calibrations)
+        if found:
+            speeds = [int(larger.batch) / float(decode(each.scenario, calibrations).time_s) for each in found]
+            best = found[int(np.argmax(speeds))].scenario
+            users = "" if int(larger.batch) == 1 else " over all users"
+            formats = f"{best.numerics.weights.name} weights"
+            then = f"fits surely with {formats}, about {max(speeds):.2g} tokens/s{users}"
+            return Remedy(f"{room} GB of host memory", then, f"--ram {room}GB")
+    return None

@@ -329,3 +329,24 @@ def test_streamed_layers_need_their_buffers() -> None:
     streamed = [p for p in plan(question).plans if any(t.alternative.mode is LAYERS_STREAMED for t in p.taken)]
     for p in streamed:
         assert float(np.max(p.memory.high_bytes())) <= question.budget_bytes()
+
+
+def test_sensitive_layers_stay_wide(tmp_path: Any) -> None:
+    from roofplan.simulator.quality import read_sensitivities, told_apart
+
+    model = tiny(6, 4096)
+    lines = [f"{layer},shell,{name},{change}" for layer in range(6) for name, change in (
+        ("fp8", 0.0), ("int4", 0.05 if layer in (0, 5) else 0.001),
+    )]  # fmt: skip
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join(["layer,class,format,delta_log_ppl", *lines]))
+    read = read_sensitivities(path)
+    apart = told_apart(model, read)
+    assert len(apart.blocks) == 2 and apart.parameters == model.parameters
+    pins = Pins(None, fit.precisions(model)[0].kv, 1, 1, None, 1, 8192, Offload.NEVER)
+    question = ask(apart, fleet_with(ram=None), limits=Limits(log_ppl=0.02), pins=pins, sensitivities=read)
+    best = plan(question).plans[0]
+    narrow = {apart.blocks[t.block].name for t in best.taken if t.alternative.shell is INT4}
+    wide = {apart.blocks[t.block].name for t in best.taken if t.alternative.shell is not INT4}
+    assert sum(t.layers for t in best.taken if t.alternative.shell is INT4) == 4 and not narrow & wide
+    assert best.log_ppl == pytest.approx(4 * 0.001 + max(0.0, kv_increase(model, pins.kv).usual))

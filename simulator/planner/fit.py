@@ -186,7 +186,7 @@ def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> 
         if best[0].verdict is Verdict.NO:  # nothing fits yet: remember the narrowest, which comes closest
             best = options
     if best[0].verdict is Verdict.NO:
-        offloaded, tried = _offloaded(scenario, wishes, calibrations)
+        offloaded, tried = placements(scenario, wishes, calibrations)
         looked_at += tried
         best = offloaded or [min(best, key=lambda o: float(np.max(o.memory.total_bytes())))]
     decoded = [decode_in_detail(o.scenario, calibrations) for o in best]
@@ -207,7 +207,7 @@ def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> 
     )
 
 
-def _offloaded(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> tuple[list[Candidate], int]:
+def placements(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> tuple[list[Candidate], int]:
     """The best placement in host memory (and on its drive) for each precision and layout of one stage."""
     found, looked_at = [], 0
     for numerics in precisions(scenario.model, wishes.weights, wishes.kv):

@@ -177,7 +177,7 @@ def _layout(
     numerics = Numerics(chosen[0], kv, question.model.activation)
     base = question.scenario(sharding=sharding, numerics=numerics, batch=users)
     kinds = batch_kinds(question, users) if placed else serving_kinds(base, question, users)
-    return Layout(base, kinds, alternatives, calibrations)
+    return Layout(base, kinds, alternatives, calibrations, question.sensitivities)
 
 
 def serving_kinds(base: Scenario, question: Question, running: Array) -> tuple[StepKind, ...]:

@@ -21,7 +21,7 @@ from ..lowering.decoder import lower
 from ..memory import ALLOCATOR_SHARE, ledger
 from ..offload import PARTS, StepCosts, link_factors, part_of, state_share
 from ..placement import layer_bytes
-from ..quality import Part, layer_shares, share
+from ..quality import Part, Sensitivities, layer_shares, share
 from ..quality import increase as quality_increase
 from ..scenario import ON_DEVICE, Mode, Numerics, Phase, Scenario, Sharding, Step, Where, stage_layers
 from ..schedule import price
@@ -88,6 +88,7 @@ class Layout:
     kinds: tuple[StepKind, ...]
     alternatives: tuple[Alternative, ...]
     calibrations: CalibrationSet
+    sensitivities: Sensitivities | None = None
 
     @property
     def users(self) -> int:
@@ -167,7 +168,11 @@ class Layout:
             row = np.zeros(len(self.counts))
             for part, format_ in ((Part.SHELL, a.shell), (Part.EXPERTS, a.experts)):
                 change = max(0.0, quality_increase(model, format_).usual)
-                row += change * layer_shares(model, part, format_.whole)[first]
+                each = change * layer_shares(model, part, format_.whole)[first]
+                if self.sensitivities is not None:
+                    said = [self.sensitivities.of(layer, part, format_) for layer in first]
+                    each = np.array([e if s is None else max(0.0, s) for e, s in zip(each, said, strict=True)])
+                row += each
             rows.append(row)
         return np.stack(rows)
 

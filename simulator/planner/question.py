@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ...dtypes import DType
 from ...errors import InputError
 from ...hwspecs.device import Fleet
+from ..quality import Sensitivities
 from ..scenario import Engine, Scenario
 from ..workload.formats import WeightFormat
 from ..workload.model import Model
@@ -61,7 +62,8 @@ class Question:
 
     Requests have `prompt` and `output` tokens. `price_per_hour` is the money of one device for an hour,
     `more_bytes` what a device is imagined to hold more than it does,
-    `users` the numbers of users of a replica to look at.
+    `users` the numbers of users of a replica to look at,
+    `sensitivities` what formats cost in single layers, where the asker measured it.
     """
 
     model: Model
@@ -76,6 +78,7 @@ class Question:
     price_per_hour: float | None = None
     more_bytes: float = 0.0
     users: tuple[float, ...] = USERS
+    sensitivities: Sensitivities | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "output", "nodes"):
