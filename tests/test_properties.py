@@ -145,11 +145,11 @@ def test_decode_flops_are_two_per_active_weight_and_attention(name: str) -> None
     active = sum(
         t.rows * t.cols * (getattr(model.blocks[t.block].ffn, "top_k", 1) if t.copies > 1 else 1) * model.instances(t)
         for t in weights
-        if "norm" not in t.role and t.role not in UNMULTIPLIED
-        # An image's keys and values are made once, with the prompt.
+        if "norm" not in t.role and t.role not in UNMULTIPLIED and t.role not in (Role.CROSS_K, Role.CROSS_V)
+        # The keys and values of an image or a source are made once, with the prompt.
         if t.block is None or t.role not in (Role.K, Role.V) or not crosses(model.blocks[t.block].attention)
     )
-    mixers = [model.blocks[i].attention for i in model.pattern]
+    mixers = [m for i in model.pattern for m in (model.blocks[i].attention, model.blocks[i].crosses)]
     attention = sum((model.encoder_tokens if crosses(m) else 100) * flops_of_a_key(m) for m in mixers)
     assert flops == pytest.approx(2 * active + attention, rel=1e-12)
     if any(isinstance(b.ffn, Experts) for b in model.blocks):
