@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 PEER = ROOT / ".venv-aiconfigurator"
 PEER_PACKAGE = "aiconfigurator==0.12.0"
+PATIENCE_S = 240
 PEER_QUESTION = ["cli", "default", "--model", "Qwen/Qwen3-32B", "--total-gpus", "8", "--system", "h200_sxm"]
 OURS = ("qwen3-32b --gpu 8xh200 --prompt 4k --output 1k", "the question of aiconfigurator")
 QUESTIONS = (
@@ -42,12 +43,20 @@ def peer(own_s: float) -> None:
     if not program.exists():
         subprocess.run([sys.executable, "-m", "venv", str(PEER)], check=True)
         install = [str(PEER / "bin" / "python"), "-m", "pip", "install", "--quiet", PEER_PACKAGE]
-        done = subprocess.run(install, capture_output=True, text=True)
+        try:
+            done = subprocess.run(install, capture_output=True, text=True, timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            print(f"peer {PEER_PACKAGE} takes more than {PATIENCE_S} s to install here")
+            return
         if done.returncode:
             print(f"peer {PEER_PACKAGE} cannot be installed here: {done.stderr.strip().splitlines()[-1:]}")
             return
     start = time.perf_counter()
-    done = subprocess.run([str(program), *PEER_QUESTION], capture_output=True, text=True)
+    try:
+        done = subprocess.run([str(program), *PEER_QUESTION], capture_output=True, text=True, timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        print(f"peer {PEER_PACKAGE} takes more than {PATIENCE_S} s to answer here")
+        return
     seconds = time.perf_counter() - start
     if done.returncode:
         print(f"peer {PEER_PACKAGE} did not answer: {(done.stderr or done.stdout).strip().splitlines()[-1:]}")
