@@ -27,6 +27,7 @@ from .place import modes_of
 from .prices import Alternative, Layout, StepKind, combinations
 from .question import Question
 
+ROOMY_BYTES = 70 * 2**30  # from here on vLLM's servers take 8192 tokens a step by default (vllm/engine/arg_utils.py)
 SMALL_CHUNK = 2048  # tokens of a prompt step, vLLM's default where latency counts more
 MOST_PLACED = 2  # devices of a layout that is placed although its devices hold the model
 CACHED = (0.0, 0.25, 0.5, 0.75)  # shares of a layer's experts kept on the device where the rest is fetched
@@ -87,10 +88,15 @@ def families(question: Question, calibrations: CalibrationSet) -> Iterator[Famil
 
 
 def engines_of(question: Question) -> tuple[Engine, ...]:
-    """The engine with the sizes of a prompt step to choose from, where it cuts prompts into pieces."""
+    """The engine with the sizes of a prompt step to choose from, where it cuts prompts into pieces.
+
+    A smaller step keeps a pace, or leaves memory for more users; large devices without a limit gain nothing by it.
+    """
     engine = question.engine
     alone = question.goal.value == "latency" and question.prompt <= SMALL_CHUNK  # one prompt, in one step anyway
-    if alone or question.pins.chunk or not engine.chunks_prefill or engine.max_batched_tokens <= SMALL_CHUNK:
+    roomy = question.limits.pace_s is None and question.fleet.usable_bytes() >= ROOMY_BYTES
+    fixed = question.pins.chunk or not engine.chunks_prefill or engine.max_batched_tokens <= SMALL_CHUNK
+    if alone or roomy or fixed:
         return (engine,)
     return engine, dataclasses.replace(engine, max_batched_tokens=SMALL_CHUNK)
 
@@ -189,11 +195,13 @@ def serving_kinds(base: Scenario, question: Question, running: Array) -> tuple[S
     cycles, one = np.minimum(running, base.sharding.pp), np.ones_like(running)
     none = np.zeros_like(running)
     pieces = np.broadcast_to(steps.pieces, running.shape).astype(float)
-    return (
+    kinds = (
         StepKind(steps.decode, alone, alone, none, cycles),
         StepKind(steps.taking, share, share, none, cycles),
-        StepKind(steps.own, none, none, pieces, one),
     )
+    if question.goal.value == "latency" or question.limits.first_s is not None:  # else nobody asks when it begins
+        kinds += (StepKind(steps.own, none, none, pieces, one),)
+    return kinds
 
 
 def batch_kinds(question: Question, batch: Array) -> tuple[StepKind, ...]:
