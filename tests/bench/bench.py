@@ -156,4 +156,5 @@ if __name__ == "__main__":
     one_core()
     own = million_points()
     sweep_against_loops()
-    peer(own)
+    if "--without-peers" not in sys.argv:
+        peer(own)

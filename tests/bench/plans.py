@@ -75,7 +75,8 @@ def main() -> None:
             f"  {what:30} {seconds:5.1f} ({proof['seconds']:4.1f})  {proof['frames']:6,} {proof['programs']:4}  "
             f"{proof['gap']:.2%}"
         )
-    peer(own)
+    if "--without-peers" not in sys.argv:
+        peer(own)
 
 
 if __name__ == "__main__":
