@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 import random
 from types import MappingProxyType
 from typing import Any
@@ -44,7 +45,7 @@ from roofplan.simulator.workload.formats import FORMATS, WeightFormat
 from roofplan.simulator.workload.hf import parse_config
 from roofplan.simulator.workload.model import Model
 
-SEEDS = 200
+SEEDS = int(os.environ.get("ROOFPLAN_PLAN_SEEDS", "200"))  # 2000 in the long run
 BF16, FP8, INT4 = FORMATS["bf16"], FORMATS["fp8"], FORMATS["int4"]
 
 
