@@ -137,6 +137,8 @@ ROOMS_GB = (16, 32, 64, 128, 256, 512, 1024)
 def _host_memory(candidate: Candidate, wishes: Wishes, calibrations: CalibrationSet) -> Remedy | None:
     """The least host memory of a machine like those sold that is enough, with the speed of what is placed there."""
     fleet = candidate.scenario.fleet
+    if candidate.verdict is not Verdict.NO:  # `fits` places nothing elsewhere where it may fit
+        return None
     if fleet.device.unified_memory or fleet.device.vendor == "cpu" or wishes.offload is Offload.NEVER:
         return None
     for room in ROOMS_GB:

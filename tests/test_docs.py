@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,8 @@ from roofplan.calibrate.validate import ANCHORS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
-COMMANDS = [
-    line.split("#")[0].split()[1:] for block in BLOCKS for line in block.splitlines() if line.startswith("roofplan ")
-]
+LINES = [line for block in BLOCKS for line in block.splitlines() if line.startswith("roofplan ")]
+COMMANDS = [shlex.split(line, comments=True)[1:] for line in LINES]
 SKIPPED = [["calibrate"], ["validate", "--from"]]  # minutes, and the extra `silicon`; both have tests of their own
 
 

@@ -195,13 +195,13 @@ def serving_kinds(base: Scenario, question: Question, running: Array) -> tuple[S
     cycles, one = np.minimum(running, base.sharding.pp), np.ones_like(running)
     none = np.zeros_like(running)
     pieces = np.broadcast_to(steps.pieces, running.shape).astype(float)
-    kinds = (
+    kinds = [
         StepKind(steps.decode, alone, alone, none, cycles),
         StepKind(steps.taking, share, share, none, cycles),
-    )
+    ]
     if question.goal.value == "latency" or question.limits.first_s is not None:  # else nobody asks when it begins
-        kinds += (StepKind(steps.own, none, none, pieces, one),)
-    return kinds
+        kinds.append(StepKind(steps.own, none, none, pieces, one))
+    return tuple(kinds)
 
 
 def batch_kinds(question: Question, batch: Array) -> tuple[StepKind, ...]:
