@@ -39,7 +39,6 @@ from .simulator.workload import zoo
 from .simulator.workload.model import Model
 
 if TYPE_CHECKING:
-    from .simulator.planner.passes import Wish
     from .simulator.workload.network import Pipeline
     from .simulator.workload.pipelines import Size
 
@@ -61,7 +60,7 @@ def load_model(name: str) -> Model:
     found = load_any(name)
     if isinstance(found, Model):
         return found
-    remedy = f"ask `roofplan fits {name}` (from Python: load_any and ask_pass)"
+    remedy = f"ask `roofplan fits {name}` (from Python: load_any and one_pass.ask_pass)"
     raise InputError("runs as one pass: it writes no tokens and keeps no cache", key="model", value=name, remedy=remedy)
 
 
@@ -353,57 +352,6 @@ def _next_step(chosen: Candidate, wishes: Wishes) -> str:
     if chosen.verdict is Verdict.NO:
         return f"roofplan memory {again}   (what takes the room)"
     return f"roofplan explain {again}   (where the time goes)"
-
-
-def ask_pass(
-    pipeline: Pipeline,
-    fleet: Fleet,
-    calibrations: Calibrations,
-    *,
-    batch: int = 1,
-    wish: Wish | None = None,
-    memory_utilization: float = 0.9,
-) -> a.Report:
-    """A model of one pass on one device of a fleet: does it fit, what each network holds, how long a batch takes."""
-    from .simulator.passing import Passing
-    from .simulator.planner import passes
-    from .simulator.report import pass_account
-
-    wish = wish or passes.Wish()
-    asked = Passing(pipeline, fleet, pipeline.native, batch, memory_utilization=memory_utilization)
-    choice = passes.choose(asked, wish, calibrations)
-    answer, passed = pass_account.answer_of(choice, wish, calibrations), choice.passed
-    uncut = () if fleet.count == 1 else (f"one of the {fleet.count} devices is used: passes are not cut",)
-    notes = (*pipeline.warnings, *uncut)
-    if answer.verdict == Verdict.NO.label:
-        return envelope(answer, warnings=notes)
-    return envelope(answer, None, evidence_of(passed.whole, passed.operators, calibrations), notes)
-
-
-def ask_pass_devices(
-    pipeline: Pipeline,
-    *,
-    batch: int = 1,
-    wish: Wish | None = None,
-    memory_utilization: float = 0.9,
-    calibration: str | None = None,
-) -> a.Report:
-    """The same on every bundled device that has a rate for all formats it computes in, smallest first."""
-    from .simulator.passing import Passing, can_compute
-    from .simulator.planner import passes
-    from .simulator.report import pass_account
-
-    rows, without = [], []
-    for device in sorted((load(Device, n) for n in names(Device)), key=lambda d: d.capacity_bytes.value):
-        fleet = fleet_of(device)
-        asked = Passing(pipeline, fleet, pipeline.native, batch, memory_utilization=memory_utilization)
-        if not can_compute(asked):
-            without.append(device.key)
-            continue
-        choice = passes.choose(asked, wish or passes.Wish(), load_calibrations(fleet, calibration))
-        rows.append(pass_account.row_of(choice))
-    left_out = (f"left out, as no fp32 rate of them is known: {', '.join(without)}",) if without else ()
-    return envelope(a.PassList(pipeline.size, tuple(rows)), warnings=(*pipeline.warnings, *left_out))
 
 
 def ask_ledger(scenario: Scenario, wishes: Wishes | None = None, calibrations: Calibrations | None = None) -> a.Report:

@@ -114,16 +114,16 @@ def fits(
 
 def _fits_one_pass(pipeline: "Pipeline", asked: Asked, unnamed: bool, json: bool) -> None:
     """`fits` for an encoder or a pipeline: on one device, or on each listed one where this machine has none."""
-    from . import api
+    from . import api, one_pass
 
     words, wish = asked.one_pass(), asked.pass_wish()
     fleet, notes = asked.fleet()
     if unnamed and fleet.device.vendor == "cpu":
         note = "no GPU in this machine: each listed device, smallest first"
-        _answer(api.ask_pass_devices(pipeline, wish=wish, calibration=asked.calibration, **words), json, (note,))
+        _answer(one_pass.ask_pass_devices(pipeline, wish=wish, calibration=asked.calibration, **words), json, (note,))
         return
     calibrations = api.load_calibrations(fleet, asked.calibration, asked.profile().name)
-    _answer(api.ask_pass(pipeline, fleet, calibrations, wish=wish, **words), json, notes)
+    _answer(one_pass.ask_pass(pipeline, fleet, calibrations, wish=wish, **words), json, notes)
 
 
 @app.command(epilog=examples("explain qwen3-32b --gpu h200 --batch 16 --context 8k --plot roofline.png"))
