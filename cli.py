@@ -332,7 +332,7 @@ def _answer(report: "Report", json: bool, notes: tuple[str, ...], plot: Path | N
 
 measurements.register(app, group, examples, _plain)
 hardware.register(app, group, examples, _plain)
-plan_command.register(app, examples, _answer)
+plan_command.register(app, examples, _answer, _check_plot)
 
 
 def main() -> None:

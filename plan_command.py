@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import files
 from .errors import InputError
 from .options import Asked, Json, Model, Plot, asking, option
 from .units import parse_bytes, parse_count
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from .simulator.planner.question import Goal, Limits, Question
 
 DEFAULT_PPL = "3%"
-LISTED_GOALS = ("latency", "throughput", "cost", "energy")
 
 
 class Engines(StrEnum):
@@ -38,8 +36,13 @@ class Engines(StrEnum):
 PROFILE_OF = {Engines.ACCELERATE: "flexgen"}  # layers streamed, no graphs
 
 
-def register(app: typer.Typer, examples: Callable[..., str], answer: Callable[..., None]) -> None:
-    """Put `plan` on the app; `examples` and `answer` are the command line's own."""
+def register(
+    app: typer.Typer,
+    examples: Callable[..., str],
+    answer: Callable[..., None],
+    check_plot: Callable[[Path | None], None],
+) -> None:
+    """Put `plan` on the app; `examples`, `answer` and `check_plot` are the command line's own."""
 
     @app.command(
         "plan",
@@ -86,11 +89,7 @@ def register(app: typer.Typer, examples: Callable[..., str], answer: Callable[..
         json: Json = False,
     ) -> None:
         """The best way to run it, proved: layout, batch, precision and place of every layer; what would change it."""
-        if plot is not None:
-            from .simulator.report import plots
-
-            plots.check_path(plot)
-            files.check({"--plot": plot})
+        check_plot(plot)
         goals = goals_of(goal)
         limits = limits_of(tpot_ms, ttft_service_ms, max_ppl_increase, max_gpus, max_power, max_cost)
         per_hour = None if price is None else price_of(price)
@@ -223,8 +222,8 @@ def goals_of(text: str) -> "list[Goal]":
 
     words = [word.strip().lower() for word in text.split(",")]
     for word in words:
-        if word not in LISTED_GOALS:
-            raise UnknownNameError("goal", word, LISTED_GOALS, listing="roofplan plan --help")
+        if word not in set(Goal):
+            raise UnknownNameError("goal", word, Goal, listing="roofplan plan --help")
     if len(words) > 2 or len(set(words)) < len(words):
         raise InputError("one goal, or two different ones", key="--goal", value=text)
     return [Goal(word) for word in words]

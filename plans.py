@@ -77,7 +77,7 @@ def ask_plan(
         runners_up=account.runners_up(question, best, others),
         front=() if second_goal is None else _front(question, second_goal, found, calibrations),
         emitted=() if emit is None else _emitted(question, best, emit),
-        refute=account.refute(question, best),
+        refute=account.refute(question, best.frame.users, best.pace),
         next_step=_next(question, best),
     )
     return envelope(answer, None, _evidence(question, best, calibrations), question.model.warnings)

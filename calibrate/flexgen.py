@@ -165,7 +165,7 @@ def least_seconds(scenario: Scenario, output: int, calibrations: CalibrationSet)
     prompts, times = batch_steps(int(scenario.prompt), float(scenario.batch), scenario.engine)
     token = Step(Phase.DECODE, float(scenario.batch), 1, np.asarray(float(scenario.prompt) + output / 2))
     first, each = (_least(StepCosts(scenario, step, calibrations)) for step in (prompts, token))
-    return first * times + (output - 1) * each
+    return first * float(times) + (output - 1) * each
 
 
 def _least(costs: StepCosts) -> float:

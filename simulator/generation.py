@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .calibration import CalibrationSet
-from .estimate import Estimate
+from .estimate import Array, Estimate
 from .offload import StepCosts, step_time
-from .scenario import Engine, Phase, Scenario, Step
+from .scenario import Engine, Number, Phase, Scenario, Step
 from .schedule import COMPOSITION_LOG_SD
 
 
@@ -21,19 +21,19 @@ class Generated(NamedTuple):
     per_token: Estimate
 
 
-def batch_steps(prompt: int, batch: float, engine: Engine) -> tuple[Step, float]:
+def batch_steps(prompt: int, batch: Number, engine: Engine) -> tuple[Step, Array]:
     """The steps that take a batch's prompts in, and how many: whole prompts together while they fit, else pieces.
 
     Where a whole block passes layer by layer all prompts are one step: its small batches compute one after another,
     but each layer's weights are copied once (FlexGen's zig-zag block schedule, arXiv 2303.06865, section 4.1).
     """
     if engine.whole_blocks:
-        return Step(Phase.PREFILL, batch, float(prompt), np.zeros(())), 1.0
+        return Step(Phase.PREFILL, batch, float(prompt), np.zeros(())), np.ones(np.shape(batch))
     chunk = engine.max_batched_tokens
-    together = min(batch, max(1.0, chunk // prompt))
+    together = np.minimum(batch, max(1.0, chunk // prompt))
     pieces = float(np.ceil(prompt / chunk))
     size = prompt / pieces
-    return Step(Phase.PREFILL, together, size, size * (pieces - 1) / 2), pieces * float(np.ceil(batch / together))
+    return Step(Phase.PREFILL, together, size, size * (pieces - 1) / 2), np.asarray(pieces * np.ceil(batch / together))
 
 
 def generate(scenario: Scenario, output: int, calibrations: CalibrationSet) -> Generated:

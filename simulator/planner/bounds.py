@@ -63,7 +63,7 @@ def _lagrangian(
 ) -> list[Array]:
     """The bound at every combination of prices."""
     layout = family.layout
-    fixed, slope = layout.fixed_bytes
+    fixed, slope = layout.fixed_bytes, layout.slope
     device, host, _ = layout.bytes_
     stages = layout.base.sharding.pp
     room = question.budget_bytes() * stages - fixed.sum(axis=0)  # of all stages together: a relaxation
@@ -90,11 +90,9 @@ def _lagrangian(
 def _may_fit(question: Question, family: Family) -> npt.NDArray[np.bool_]:
     """Whether the smallest alternatives of all layers fit devices and host, and the most faithful keep the quality."""
     layout = family.layout
-    fixed, slope = layout.fixed_bytes
     device, host, _ = layout.bytes_
     counts = np.array(layout.counts, float)
-    least = counts @ device.min(axis=0) * slope / layout.base.sharding.pp + fixed.min(axis=0)
-    possible = np.asarray(least <= question.budget_bytes())
+    possible = np.asarray(layout.least_bytes <= question.budget_bytes())
     if family.placed and question.fleet.storage is None:
         either = counts @ (device + host).min(axis=0)
         possible &= either <= question.budget_bytes() * layout.base.sharding.devices + host_room(question)

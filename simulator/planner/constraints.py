@@ -41,7 +41,7 @@ def something_leaves_the_device(p: Program) -> Rows:
 def device_memory(p: Program) -> Rows:
     """fixed[s] + slope (sum of n[s, b, a] bytes[a, b] + buffers) <= what may be claimed of a device, each stage."""
     layout, at = p.frame.family.layout, p.frame.at
-    fixed, slope = layout.fixed_bytes
+    fixed, slope = layout.fixed_bytes, layout.slope
     device, _, _ = layout.bytes_
     budget = p.question.budget_bytes() * p.tightened
     for s in range(p.frame.stages):

@@ -17,6 +17,7 @@ from ...dtypes import DType
 from ...errors import InputError
 from ..calibration import CalibrationSet
 from ..estimate import Array
+from ..generation import batch_steps
 from ..quality import kv_increase
 from ..scenario import MODES, ON_DEVICE, Engine, Mode, Numerics, Phase, Scenario, Sharding, Step, Where
 from ..serving import Load, steps_of
@@ -122,11 +123,7 @@ def _families(question: Question, calibrations: CalibrationSet) -> Iterator[Fami
 
 def _may_hold(layout: Layout, question: Question) -> bool:
     """Whether the devices might hold the model for the fewest users: many devices that do are not joined by a host."""
-    fixed, slope = layout.fixed_bytes
-    device, _, _ = layout.bytes_
-    counts = np.array(layout.counts, float)
-    least = counts @ device.min(axis=0) * slope / layout.base.sharding.pp + fixed.min(axis=0)
-    return bool(least[0] <= question.budget_bytes())
+    return bool(layout.least_bytes[0] <= question.budget_bytes())
 
 
 def _layouts(question: Question, most: int) -> tuple[Sharding, ...]:
@@ -206,17 +203,10 @@ def serving_kinds(base: Scenario, question: Question, running: Array) -> tuple[S
 
 def batch_kinds(question: Question, batch: Array) -> tuple[StepKind, ...]:
     """A batch taken in, as many prompts in a step as the engine takes, and decoded at the mean context."""
-    chunk = question.engine.max_batched_tokens
-    if question.engine.whole_blocks:  # one step for all prompts
-        chunk = max(chunk, int(question.prompt * np.max(batch)))
-    together = np.clip(np.floor(chunk / question.prompt), 1.0, batch)
-    pieces = np.ceil(question.prompt / chunk) * np.ceil(batch / together)
-    size = question.prompt / np.ceil(question.prompt / chunk)
-    past = size * (np.ceil(question.prompt / chunk) - 1) / 2
+    taking, pieces = batch_steps(question.prompt, batch, question.engine)
     none, one = np.zeros_like(batch), np.ones_like(batch)
     # The pace of a batch counts its prompts, as that of clients does.
     decode = Step(Phase.DECODE, batch, 1, np.asarray(question.prompt + question.output / 2))
-    taking = Step(Phase.PREFILL, together, size, np.asarray(past))
     return (
         StepKind(decode, one, one, none, one),
         StepKind(taking, pieces / question.output, pieces / question.output, pieces, one),

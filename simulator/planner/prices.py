@@ -80,6 +80,11 @@ def part_seconds(scenario: Scenario, step: Step, calibrations: CalibrationSet, u
     return Seconds(np.stack([parts[name] for name in names], axis=1), outside)
 
 
+def allocator_slope(scenario: Scenario) -> float:
+    """Bytes the allocator takes on a device for each byte that is held, at most."""
+    return 1.0 + (ALLOCATOR_SHARE[-1] if scenario.fleet.device.vendor == "nvidia" else 0.0)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
     """One layout with one KV format, at several numbers of users: where all coefficients come from."""
@@ -99,6 +104,11 @@ class Layout:
     def counts(self) -> tuple[int, ...]:
         """Layers of each block."""
         return self.base.model.layer_counts()
+
+    @cached_property
+    def first_layers(self) -> list[int]:
+        """A layer of each block: all of a block are alike."""
+        return [self.base.model.pattern.index(b) for b in range(len(self.counts))]
 
     @cached_property
     def formats(self) -> tuple[WeightFormat, ...]:
@@ -137,19 +147,21 @@ class Layout:
     @cached_property
     def _bytes(self) -> dict[str, tuple[Array, Array, Array, Array]]:
         """Of each format: bytes of a layer's shell and experts on a device and in all, (blocks,)."""
-        first = [self.base.model.pattern.index(b) for b in range(len(self.counts))]
         found = {}
         for f in self.formats:
             here, whole = (layer_bytes(self._in(f), s) for s in (self.base.sharding, Sharding()))
-            found[f.name] = tuple(column[first] for column in (here.shell, here.experts, whole.shell, whole.experts))
+            found[f.name] = tuple(
+                column[self.first_layers] for column in (here.shell, here.experts, whole.shell, whole.experts)
+            )
         return found  # type: ignore[return-value]
 
     @cached_property
     def state(self) -> tuple[Array, Array]:
         """Bytes of all users' state in a layer of each block on a device and in all, (blocks, users)."""
-        first = [self.base.model.pattern.index(b) for b in range(len(self.counts))]
         here, whole = (layer_bytes(self.base, s).state for s in (self.base.sharding, Sharding()))
-        return tuple(np.broadcast_to(s[first].reshape(len(first), -1), (len(first), self.users)) for s in (here, whole))  # type: ignore[return-value]
+        first, shape = self.first_layers, (len(self.counts), self.users)
+        own, all_ = (np.broadcast_to(s[first].reshape(len(first), -1), shape) for s in (here, whole))
+        return own, all_
 
     @cached_property
     def host_state(self) -> Array:
@@ -162,15 +174,14 @@ class Layout:
     def log_ppl(self) -> Array:
         """What a layer of each block adds to log-perplexity in each alternative, (alternatives, blocks)."""
         model = self.base.model
-        first = [model.pattern.index(b) for b in range(len(self.counts))]
         rows = []
         for a in self.alternatives:
             row = np.zeros(len(self.counts))
             for part, format_ in ((Part.SHELL, a.shell), (Part.EXPERTS, a.experts)):
                 change = max(0.0, quality_increase(model, format_).usual)
-                each = change * layer_shares(model, part, format_.whole)[first]
+                each = change * layer_shares(model, part, format_.whole)[self.first_layers]
                 if self.sensitivities is not None:
-                    said = [self.sensitivities.of(layer, part, format_) for layer in first]
+                    said = [self.sensitivities.of(layer, part, format_) for layer in self.first_layers]
                     each = np.array([e if s is None else max(0.0, s) for e, s in zip(each, said, strict=True)])
                 row += each
             rows.append(row)
@@ -208,21 +219,32 @@ class Layout:
         return np.stack(device), np.stack(host), np.stack(staging)
 
     @cached_property
-    def fixed_bytes(self) -> tuple[Array, float]:
-        """Most a device of each stage holds beside what alternatives choose, (stages, users), and bytes for each byte.
+    def slope(self) -> float:
+        """Bytes the allocator takes for each byte that is held, at most."""
+        return allocator_slope(self.base)
+
+    @cached_property
+    def least_bytes(self) -> Array:
+        """Bytes a device takes at least, (users,): the smallest alternative of every layer, stages of one size."""
+        device, _, _ = self.bytes_
+        layers = np.array(self.counts, float) @ device.min(axis=0)
+        return np.asarray(layers * self.slope / self.base.sharding.pp + self.fixed_bytes.min(axis=0))
+
+    @cached_property
+    def fixed_bytes(self) -> Array:
+        """Most a device of each stage holds beside what alternatives choose, (stages, users).
 
         The runtime's ranges at their highest, as the verdict `surely` takes them; the allocator's share grows with
         what is held.
         """
         reference = self._in(self.formats[0])
         memory = ledger(reference)
-        slope = 1.0 + (ALLOCATOR_SHARE[-1] if self.base.fleet.device.vendor == "nvidia" else 0.0)
         shell, experts, *_ = self._bytes[self.formats[0].name]
         own, _ = self.state
         each = (shell + experts)[:, None] + own
         held = np.stack([np.array(layers) @ each for layers in stage_layers(self.base.model, self.base.sharding)])
         high = np.broadcast_to(memory.high_bytes(), (self.base.sharding.pp, self.users))
-        return np.asarray(high - slope * held), slope
+        return np.asarray(high - self.slope * held)
 
     @cached_property
     def link_s_per_byte(self) -> float:
@@ -295,10 +317,9 @@ class Layout:
 
     def _miss(self, kind: int, cached: float) -> Array:
         rows = []
-        first = [self.base.model.pattern.index(b) for b in range(len(self.counts))]
         for at in range(self.users):
             rows.append(StepCosts(self._one(at), one_step(self.kinds[kind].step, at), self.calibrations).missed(cached))
-        return np.stack(rows, axis=1)[first]
+        return np.stack(rows, axis=1)[self.first_layers]
 
     def _handover(self, kind: int) -> Array:
         step, model = self.kinds[kind].step, self.base.model

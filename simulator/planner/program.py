@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..estimate import Array
-from ..scenario import Placement, Stretch
+from ..scenario import ON_DEVICE, Placement, Stretch
 from .frames import Family
 from .place import HOST_SHARE
 from .prices import Alternative
@@ -181,15 +181,14 @@ def host_room(question: Question) -> float:
     return HOST_SHARE * (question.fleet.host_memory_bytes or 0.0)
 
 
-def placement_of(taken: list[list[Alternative]], share: float) -> Placement:
+def placement_of(each: list[Alternative]) -> Placement:
     """The placement that gives each layer its alternative's mode; layers at the end that stay need no stretch."""
-    each = [a for stage in taken for a in stage]
     stretches: list[Stretch] = []
     for a in each:
         if stretches and (stretches[-1].mode, stretches[-1].cached) == (a.mode, a.cached):
             stretches[-1] = stretches[-1]._replace(layers=stretches[-1].layers + 1)
         else:
             stretches.append(Stretch(a.mode, 1, a.cached))
-    while stretches and stretches[-1].mode.name == "on the device":
+    while stretches and stretches[-1].mode is ON_DEVICE:
         stretches.pop()
-    return Placement(tuple(stretches), share)
+    return Placement(tuple(stretches))

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from ..placement import moved
-from ..scenario import Numerics, Scenario, Sharding, stage_layers
+from ..scenario import ON_DEVICE, Numerics, Scenario, Sharding, stage_layers
 from ..workload.formats import WeightFormat
 from ..workload.model import Block, Model
 from .prices import Alternative
@@ -29,7 +29,7 @@ def realise(question: Question, frame: Frame, taken: tuple[Taken, ...], from_dri
     numerics = Numerics(usual, base.numerics.kv, base.numerics.activations)
     scenario = base.but(model=model, batch=frame.users, sharding=sharding, numerics=numerics)
     if frame.family.placed:
-        placement = placement_of([[a for _, a in each]], 0.0)
+        placement = placement_of([a for _, a in each])
         held = moved(scenario.but(placement=placement))
         placement = placement._replace(
             storage_share=_share(from_drive.weights, held.host_weights),
@@ -62,7 +62,7 @@ def _layer_by_layer(model: Model, sharding: Sharding, taken: tuple[Taken, ...]) 
 
 def _order(a: Alternative) -> tuple[bool, str, float, float]:
     """Placed layers come first, as a placement's stretches do."""
-    return (a.mode.name == "on the device", a.mode.name, a.cached, -a.shell.bits_per_weight)
+    return (a.mode is ON_DEVICE, a.mode.name, a.cached, -a.shell.bits_per_weight)
 
 
 def _stage_sizes(sharding: Sharding, each: list[tuple[int, Alternative]]) -> tuple[int, ...]:
@@ -75,9 +75,9 @@ def _uneven(model: Model, sharding: Sharding, sizes: tuple[int, ...]) -> bool:
 
 def with_formats(model: Model, each: list[Alternative]) -> tuple[Model, WeightFormat]:
     """The model with the layers of a block told apart by their formats, and the format of most layers."""
-    kinds = list(dict.fromkeys((b, a.shell, a.experts) for b, a in zip(model.pattern, each, strict=True)))
     of_layer = [(b, a.shell, a.experts) for b, a in zip(model.pattern, each, strict=True)]
-    usual = max((k for k in kinds), key=of_layer.count)[1]
+    kinds = list(dict.fromkeys(of_layer))
+    usual = max(kinds, key=of_layer.count)[1]
     if all(shell is usual and experts is usual for _, shell, experts in kinds):
         return model, usual
     alone = {b: sum(k[0] == b for k in kinds) == 1 for b, _, _ in kinds}

@@ -35,24 +35,18 @@ KEPT = 40
 class Simulated(NamedTuple):
     """A plan priced by the simulator: times of one replica, the goal's value, its ledger, its change of log-perplexity.
 
-    `per_token` is the time per output token of each user, prompts of others included; `users` are those of a replica.
+    `pace` is the time per output token of each user, prompts of others included.
     """
 
     frame: Frame
     taken: tuple[Taken, ...]
     scenario: Scenario
     memory: Ledger
-    per_token: Estimate
     pace: Estimate
     first: Estimate
     of_all: Estimate
     objective: float
     log_ppl: float
-
-    @property
-    def tokens_per_s(self) -> Estimate:
-        """Output tokens a second of all users of all replicas, as the time of one of them."""
-        return self.of_all
 
 
 class Found(NamedTuple):
@@ -211,11 +205,11 @@ def simulate(
     layout = frame.family.layout
     if frame.family.placed:
         made = generate(scenario, question.output, calibrations)
-        per_token, pace, first = made.per_token, made.per_token, made.first
-        of_all = per_token.scaled(1.0 / frame.users)
+        pace, first = made.per_token, made.first
+        of_all = pace.scaled(1.0 / frame.users)
     else:
         served = serve(scenario, Load(frame.users, float(question.prompt), float(question.output)), calibrations)
-        per_token = pace = served.time_per_output_token
+        pace = served.time_per_output_token
         first, of_all = served.first_token_service, served.time_per_token_of_all
     if question.goal is Goal.LATENCY:
         alone = made.decode_step if frame.family.placed else pace
@@ -229,4 +223,4 @@ def simulate(
         + sum(t.layers * float(layout.log_ppl[layout.alternatives.index(t.alternative), t.block]) for t in taken)
     )
     of_all = of_all.scaled(1.0 / frame.family.replicas)
-    return Simulated(frame, taken, scenario, ledger(scenario), per_token, pace, first, of_all, objective, spent)
+    return Simulated(frame, taken, scenario, ledger(scenario), pace, first, of_all, objective, spent)

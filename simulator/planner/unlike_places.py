@@ -19,7 +19,7 @@ from ...hwspecs.load import host_fleet
 from ..calibration import CalibrationSet
 from ..estimate import Array, Estimate, Terms, Tier, priced
 from ..generation import batch_steps
-from ..memory import ACTIVATION_SPREAD, ALLOCATOR_SHARE, Ledger, TensorClass, activation_peaks, ledger
+from ..memory import ACTIVATION_SPREAD, Ledger, TensorClass, activation_peaks, ledger
 from ..offload import StepCosts, touched_share
 from ..placement import layer_bytes
 from ..scenario import EXPERTS_HOST, LAYERS_HOST, ON_DEVICE, Numerics, Phase, Scenario, Sharding, Step
@@ -29,7 +29,7 @@ from .domain import splits
 from .fit import OFFLOADS, Offload
 from .nodes import Node
 from .place import HOST_SHARE
-from .prices import Alternative, Layout, StepKind, combinations
+from .prices import Alternative, Layout, StepKind, allocator_slope, combinations
 from .question import Question
 from .verdict import budget_bytes
 
@@ -120,7 +120,9 @@ def steps(question: Question, load: Load) -> Taking:
     """Decoding at the mean context; prompts whole while they fit a step, else in equal pieces."""
     each = float(np.ceil(load.users / load.micro_batches))
     prefill, pieces = batch_steps(question.prompt, load.users, question.engine)
-    return Taking(Step(Phase.DECODE, each, 1, np.asarray(question.prompt + question.output / 2)), prefill, pieces)
+    return Taking(
+        Step(Phase.DECODE, each, 1, np.asarray(question.prompt + question.output / 2)), prefill, float(pieces)
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,7 +191,7 @@ class PlaceCosts:
     @cached_property
     def slope(self) -> float:
         """Bytes the allocator takes for each byte, at most."""
-        return 1.0 + (ALLOCATOR_SHARE[-1] if self.place.fleet.device.vendor == "nvidia" else 0.0)
+        return allocator_slope(self.scenario)
 
     @cached_property
     def fixed(self) -> FixedBytes:

@@ -13,7 +13,7 @@ from ..memory import Ledger, TensorClass, ledger
 from ..offload import DRIVE_LOG_SD, OVERLAP, PARTS, Side, StepCosts, layer_times, shared_out, touched_share
 from ..overlap import norm_of
 from ..placement import layer_bytes
-from ..scenario import Numerics, Scenario, Sharding, Stretch, Where
+from ..scenario import ON_DEVICE, Numerics, Scenario, Sharding, Stretch, Where
 from ..schedule import COMPOSITION_LOG_SD
 from .place import HOST_SHARE
 from .prices import Alternative
@@ -149,9 +149,7 @@ def _in_order(frame: UnlikeFrame, answer: UnlikeSolved) -> list[tuple[int, Alter
     each: list[tuple[int, Alternative]] = []
     pattern = frame.question.model.pattern
     for p in range(len(frame.places)):
-        mine = sorted(
-            (t for t in answer.taken if t.place == p), key=lambda t: t.alternative.mode.name == "on the device"
-        )
+        mine = sorted((t for t in answer.taken if t.place == p), key=lambda t: t.alternative.mode is ON_DEVICE)
         queues: dict[int, deque[Alternative]] = defaultdict(deque)
         for t in mine:
             queues[t.block] += [t.alternative] * t.layers

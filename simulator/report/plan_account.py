@@ -10,6 +10,7 @@ import numpy as np
 
 from ...units import format_gib
 from .. import plan_answers as a
+from ..estimate import Estimate
 from ..explain import quantity, rate
 from ..planner.changes import Tried
 from ..planner.program import host_room
@@ -251,12 +252,12 @@ def words_of(
     return tuple(w for w in (first, second, third) if w)
 
 
-def refute(question: Question, plan: Simulated) -> str:
-    """The measurement that would show the plan's speed to be wrong."""
-    pace = quantity(plan.pace)
-    low, high = (pace.low or 0.0) * 1e3, (pace.high or 0.0) * 1e3
+def refute(question: Question, users: float, pace: Estimate) -> str:
+    """The measurement that would show a plan's speed to be wrong."""
+    told = quantity(pace)
+    low, high = (told.low or 0.0) * 1e3, (told.high or 0.0) * 1e3
     return (
-        f"serve {plan.frame.users:.0f} clients with prompts of {question.prompt:,} and answers of "
+        f"serve {users:.0f} client{'s' * (users > 1)} with prompts of {question.prompt:,} and answers of "
         f"{question.output:,} tokens: "
         f"a mean time per output token outside {low:.3g} to {high:.3g} ms refutes it (one run in five may)"
     )
@@ -264,7 +265,7 @@ def refute(question: Question, plan: Simulated) -> str:
 
 def needs(question: Question, found: Found) -> str:
     """What keeps every plan from fitting, where none does."""
-    least = min((float(f.layout.fixed_bytes[0].min()) for f in found.families), default=float("nan"))
+    least = min((float(f.layout.fixed_bytes.min()) for f in found.families), default=float("nan"))
     room = format_gib(question.budget_bytes())
     taken = f"what belongs to no layer takes {format_gib(least)} of the {room} an engine may claim of a device"
     return f"none of {found.frames:,} frames keeps all limits; {taken}"

@@ -12,6 +12,7 @@ from ..explain import quantity, rate
 from ..planner.question import Question
 from ..planner.unlike import FoundUnlike
 from ..planner.unlike_simulated import Part, UnlikePlan
+from ..scenario import ON_DEVICE
 from . import plan_account
 
 SPENT = {
@@ -46,7 +47,7 @@ def answer_of(question: Question, named: str, found: FoundUnlike) -> a.PlanAnswe
         runners_up=(),
         front=(),
         emitted=(),
-        refute=_refute(question, best),
+        refute=plan_account.refute(question, best.frame.load.users, best.pace),
         next_step="leave one device out of --gpus: the difference is what it is worth",
     )
 
@@ -126,7 +127,7 @@ def _layers(plan: UnlikePlan) -> list[a.PlanLayers]:
     for stage, part in enumerate(_used(plan)):
         kinds = [(blocks[pattern[part.start + i]].name, al) for i, al in enumerate(part.alternatives)]
         for (block, al), same in groupby(kinds):
-            where = _name(plan, part) if al.mode.name == "on the device" else f"{_name(plan, part)}, {al.mode.name}"
+            where = _name(plan, part) if al.mode is ON_DEVICE else f"{_name(plan, part)}, {al.mode.name}"
             layers = len(list(same))
             rows.append(a.PlanLayers(stage, block, layers, al.shell.name, al.experts.name, where, al.cached))
     return rows
@@ -157,13 +158,3 @@ def _timeline(plan: UnlikePlan) -> list[a.PlanSpan]:
         spans.append(a.PlanSpan("decode step", "computing", f"{part.layers} layers, {_name(plan, part)}", now, seconds))
         now += seconds
     return spans
-
-
-def _refute(question: Question, plan: UnlikePlan) -> str:
-    pace = quantity(plan.pace)
-    low, high = (pace.low or 0.0) * 1e3, (pace.high or 0.0) * 1e3
-    return (
-        f"run it with {plan.frame.load.users:.0f} user{'s' * (plan.frame.load.users > 1)}, prompts of "
-        f"{question.prompt:,} and answers of {question.output:,} tokens: a mean time per output token outside "
-        f"{low:.3g} to {high:.3g} ms refutes it (one run in five may)"
-    )
