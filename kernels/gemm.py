@@ -28,14 +28,13 @@ from ..dtypes import DType
 from ..simulator.estimate import Array
 from ..simulator.operators import Gemm, Kernel, KernelName
 from .data import FORMATS, H200_MULTIPROCESSORS, Source, blocks, interpreted, multiprocessors
-from .gemm_kernels import add_partials, descriptor_gemm, persistent_gemm, pointer_gemm, split_gemm
+from .gemm_kernels import adding, descriptor_gemm, persistent_gemm, pointer_gemm, split_gemm
 from .microkernel import HOPPER, Call, Microkernel
 from .shapes import NAMED
 from .tables import CALIBRATION, HELD_OUT, SMALL, log_uniform, not_among, only, table_of
 
 GROUP = 8  # rows of tiles walked together
 MOST_SPLITS = 16
-REDUCTION_BLOCK = 1024
 Shape = tuple[int, int, int]
 
 
@@ -207,11 +206,9 @@ class MatrixProduct(Microkernel[Gemm, GemmInputs]):
             pointers = {"a": a, "b": b, "partial": partial, "reach": reach}
             launch = {"warps": tile.warps, "stages": tile.stages}
             grid = (tiles, len(partial))
-            adding = {"partial": partial, "c": c, "size": m * n, "scale": scale}
-            reduction = {"SPLITS": len(partial), "BLOCK": REDUCTION_BLOCK}
             return (
                 Call(split_gemm, grid, pointers | arguments, constants | even, **launch),
-                Call(add_partials, (blocks(m * n, REDUCTION_BLOCK),), adding, reduction),
+                adding(partial, c, scale),
             )
         if capability < HOPPER or not descriptors_fit(inputs, tile):
             even, pointers = {"EVEN_K": k % tile.k == 0}, {"a": a, "b": b, "c": c, "scale": scale}

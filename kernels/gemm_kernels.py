@@ -9,6 +9,12 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from .data import blocks
+from .microkernel import Call
+
+REDUCTION_BLOCK = 1024
 
 
 @triton.jit
@@ -123,6 +129,13 @@ def add_partials(partial, c, size, scale, SPLITS: tl.constexpr, BLOCK: tl.conste
     for split in tl.static_range(1, SPLITS):
         total += tl.load(partial + split * size.to(tl.int64) + at, inside, 0)
     tl.store(c + at, (total.to(tl.float32) * scale).to(c.dtype.element_ty), inside)
+
+
+def adding(partial: Tensor, c: Tensor, scale: float = 1.0) -> Call:
+    """The launch that makes c of its partial results."""
+    arguments = {"partial": partial, "c": c, "size": c.numel(), "scale": scale}
+    constants = {"SPLITS": len(partial), "BLOCK": REDUCTION_BLOCK}
+    return Call(add_partials, (blocks(c.numel(), REDUCTION_BLOCK),), arguments, constants)
 
 
 @triton.jit

@@ -13,26 +13,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..dtypes import DType
-from ..simulator.estimate import Array
-from ..simulator.operators import Gemm, Kernel, KernelName
+from ..simulator.operators import Gemm
 from .data import H200_MULTIPROCESSORS, Source, blocks, interpreted
-from .gemm_kernels import add_partials, place
+from .gemm_kernels import adding, place
 from .microkernel import Call, Microkernel
-from .packing import GROUP, WORDS, unpack, widen
+from .packing import GROUP, WORDS
 from .tables import CALIBRATION, HELD_OUT, SMALL, log_uniform, not_among, only
 from .weight_only_gemv import (
-    REDUCTION_BLOCK,
     Shape,
+    WeightOnly,
     WeightOnlyInputs,
     named_shapes,
-    stored_weight,
     weight_only_table,
 )
 
@@ -121,26 +116,15 @@ def splits_of(m: int, n: int, k: int) -> int:
 
 
 @dataclass(frozen=True)
-class WeightOnlyGemm(Microkernel[Gemm, WeightOnlyInputs]):
+class WeightOnlyGemm(WeightOnly):
     """One stored format."""
 
-    dtype: DType
     tolerance = 1e-2  # weights are rounded to bf16 before they are multiplied, results after: 2^-8 each
-
-    @property
-    def identity(self) -> Kernel:
-        """A weight-only product."""
-        return Kernel(KernelName.GEMM_WEIGHT_ONLY, self.dtype)
 
     @property
     def variant(self) -> str:
         """A matrix product."""
         return "gemm"
-
-    @property
-    def least_capability(self) -> int:
-        """8.9 for fp8."""
-        return 89 if self.dtype is DType.FP8 else 80
 
     def fitted(self, quick: bool) -> list[Shape]:
         """Rows at one size; widths, depths and cubes."""
@@ -188,10 +172,7 @@ class WeightOnlyGemm(Microkernel[Gemm, WeightOnlyInputs]):
         m, n, k = only(case.m), only(case.n), only(case.k)
         if k % GROUP:
             raise ValueError(f"{self.name}: k = {k}; it takes multiples of {GROUP}")
-        source, splits = Source(device, seed), splits_of(m, n, k)
-        stored, scales = stored_weight(self.dtype, n, k, source)
-        partial = source.empty(splits, m, n, dtype=torch.float32) if splits > 1 else None
-        return WeightOnlyInputs(source.normal(m, k), stored, scales, source.empty(m, n), partial)
+        return self.filled(m, n, k, splits_of(m, n, k), Source(device, seed))
 
     def calls(self, inputs: WeightOnlyInputs, capability: int) -> tuple[Call, ...]:
         """One launch, and another that adds up where k is split."""
@@ -212,30 +193,7 @@ class WeightOnlyGemm(Microkernel[Gemm, WeightOnlyInputs]):
         grid = (blocks(m, tile.m) * blocks(n, tile.n), splits)
         arguments = tensors | {"m": m, "n": n, "k": k, "reach": reach}
         first = Call(_weight_only, grid, arguments, constants, tile.warps, tile.stages)
-        if partial is None:
-            return (first,)
-        adding = {"partial": partial, "c": c, "size": m * n, "scale": 1.0}
-        reduction = {"SPLITS": splits, "BLOCK": REDUCTION_BLOCK}
-        return first, Call(add_partials, (blocks(m * n, REDUCTION_BLOCK),), adding, reduction)
-
-    def outputs(self, inputs: WeightOnlyInputs) -> tuple[Tensor, ...]:
-        """The product."""
-        return (inputs.c,)
-
-    def reference(self, inputs: WeightOnlyInputs) -> tuple[Tensor, ...]:
-        """In float64, from weights that were never rounded."""
-        weight = (unpack if self.dtype is DType.INT4 else widen)(inputs.stored, inputs.scales)
-        return (inputs.a.double() @ weight.T,)
-
-    def flops(self, table: Gemm) -> Array:
-        """2 m n k."""
-        return np.asarray(2.0 * table.m * table.n * table.k)
-
-    def bytes(self, table: Gemm) -> Array:
-        """Inputs, weights with scales, result."""
-        return np.asarray(
-            table.m * table.k * table.activation_bytes + table.weight_bytes + table.m * table.n * table.output_bytes
-        )
+        return (first,) if partial is None else (first, adding(partial, c))
 
 
 MICROKERNELS: tuple[Microkernel[Gemm, WeightOnlyInputs], ...] = (WeightOnlyGemm(DType.INT4), WeightOnlyGemm(DType.FP8))

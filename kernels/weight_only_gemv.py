@@ -23,7 +23,7 @@ from ..dtypes import DType
 from ..simulator.estimate import Array
 from ..simulator.operators import Gemm, Kernel, KernelName
 from .data import H200_MULTIPROCESSORS, Source, blocks
-from .gemm_kernels import add_partials
+from .gemm_kernels import adding
 from .microkernel import Call, Microkernel
 from .packing import GROUP, NIBBLES, WORDS, unpack, widen
 from .shapes import NAMED
@@ -32,7 +32,6 @@ from .tables import CALIBRATION, HELD_OUT, SMALL, log_uniform, not_among, only, 
 GROUPS = 8  # of one step along k: 1024 weights
 PROGRAMS_WANTED = 4  # of 8 warps each, on each multiprocessor
 MOST_SPLITS = 16
-REDUCTION_BLOCK = 1024
 SCALE = 0.02
 Shape = tuple[int, int, int]
 
@@ -171,11 +170,10 @@ def stored_weight(dtype: DType, n: int, k: int, source: Source) -> tuple[Tensor,
 
 
 @dataclass(frozen=True)
-class WeightOnlyGemv(Microkernel[Gemm, WeightOnlyInputs]):
-    """One stored format."""
+class WeightOnly(Microkernel[Gemm, WeightOnlyInputs]):
+    """What both products have in common; `dtype` is the stored format."""
 
     dtype: DType
-    tolerance = 5e-3  # one rounding to bf16 is at most 2^-8 of the value; sums in fp32
 
     @property
     def identity(self) -> Kernel:
@@ -183,14 +181,46 @@ class WeightOnlyGemv(Microkernel[Gemm, WeightOnlyInputs]):
         return Kernel(KernelName.GEMM_WEIGHT_ONLY, self.dtype)
 
     @property
-    def variant(self) -> str:
-        """A matrix-vector product."""
-        return "gemv"
-
-    @property
     def least_capability(self) -> int:
         """8.9 for fp8."""
         return 89 if self.dtype is DType.FP8 else 80
+
+    def outputs(self, inputs: WeightOnlyInputs) -> tuple[Tensor, ...]:
+        """The product."""
+        return (inputs.c,)
+
+    def reference(self, inputs: WeightOnlyInputs) -> tuple[Tensor, ...]:
+        """In float64, from weights that were never rounded."""
+        weight = (unpack if self.dtype is DType.INT4 else widen)(inputs.stored, inputs.scales)
+        return (inputs.a.double() @ weight.T,)
+
+    def flops(self, table: Gemm) -> Array:
+        """2 m n k."""
+        return np.asarray(2.0 * table.m * table.n * table.k)
+
+    def bytes(self, table: Gemm) -> Array:
+        """Inputs, weights with scales, result."""
+        return np.asarray(
+            table.m * table.k * table.activation_bytes + table.weight_bytes + table.m * table.n * table.output_bytes
+        )
+
+    def filled(self, m: int, n: int, k: int, splits: int, source: Source) -> WeightOnlyInputs:
+        """Normal inputs, random weights, and room for partial results where k is split."""
+        stored, scales = stored_weight(self.dtype, n, k, source)
+        partial = source.empty(splits, m, n, dtype=torch.float32) if splits > 1 else None
+        return WeightOnlyInputs(source.normal(m, k), stored, scales, source.empty(m, n), partial)
+
+
+@dataclass(frozen=True)
+class WeightOnlyGemv(WeightOnly):
+    """One stored format."""
+
+    tolerance = 5e-3  # one rounding to bf16 is at most 2^-8 of the value; sums in fp32
+
+    @property
+    def variant(self) -> str:
+        """A matrix-vector product."""
+        return "gemv"
 
     def fitted(self, quick: bool) -> list[Shape]:
         """Widths and depths."""
@@ -231,15 +261,12 @@ class WeightOnlyGemv(Microkernel[Gemm, WeightOnlyInputs]):
         m, n, k = only(case.m), only(case.n), only(case.k)
         if m != 1 or k % GROUP:
             raise ValueError(f"{self.name}: {m} rows and k = {k}; it takes one row and multiples of {GROUP}")
-        source, splits = Source(device, seed), splits_of(self.dtype, n, k)
-        stored, scales = stored_weight(self.dtype, n, k, source)
-        partial = source.empty(splits, m, n, dtype=torch.float32) if splits > 1 else None
-        return WeightOnlyInputs(source.normal(m, k), stored, scales, source.empty(m, n), partial)
+        return self.filled(m, n, k, splits_of(self.dtype, n, k), Source(device, seed))
 
     def calls(self, inputs: WeightOnlyInputs, capability: int) -> tuple[Call, ...]:
         """One launch, and another that adds up where k is split."""
         a, stored, scales, c, partial = inputs
-        (m, k), n = a.shape, len(stored)
+        k, n = a.shape[1], len(stored)
         splits = 1 if partial is None else len(partial)
         reach = blocks(blocks(k // GROUP, splits), GROUPS) * GROUPS
         tensors = {"a": a, "stored": stored, "scales": scales, "out": c if partial is None else partial}
@@ -249,30 +276,7 @@ class WeightOnlyGemv(Microkernel[Gemm, WeightOnlyInputs]):
         kernel = _four_bits if self.dtype is DType.INT4 else _eight_bits
         arguments = tensors | {"n": n, "k": k, "reach": reach}
         first = Call(kernel, (blocks(n, rows), splits), arguments, constants | four_bits, warps=8)
-        if partial is None:
-            return (first,)
-        adding = {"partial": partial, "c": c, "size": m * n, "scale": 1.0}
-        reduction = {"SPLITS": splits, "BLOCK": REDUCTION_BLOCK}
-        return first, Call(add_partials, (blocks(m * n, REDUCTION_BLOCK),), adding, reduction)
-
-    def outputs(self, inputs: WeightOnlyInputs) -> tuple[Tensor, ...]:
-        """The product."""
-        return (inputs.c,)
-
-    def reference(self, inputs: WeightOnlyInputs) -> tuple[Tensor, ...]:
-        """In float64."""
-        weight = (unpack if self.dtype is DType.INT4 else widen)(inputs.stored, inputs.scales)
-        return (inputs.a.double() @ weight.T,)
-
-    def flops(self, table: Gemm) -> Array:
-        """2 m n k."""
-        return np.asarray(2.0 * table.m * table.n * table.k)
-
-    def bytes(self, table: Gemm) -> Array:
-        """Inputs, weights with scales, result."""
-        return np.asarray(
-            table.m * table.k * table.activation_bytes + table.weight_bytes + table.m * table.n * table.output_bytes
-        )
+        return (first,) if partial is None else (first, adding(partial, c))
 
 
 MICROKERNELS: tuple[Microkernel[Gemm, WeightOnlyInputs], ...] = (WeightOnlyGemv(DType.INT4), WeightOnlyGemv(DType.FP8))
