@@ -198,7 +198,8 @@ def test_bytes_of_an_operator_are_those_of_its_record() -> None:
     subject = torch_ops.Between(torch, pool, "probe", (2.0, 1.0), 1.0, make)
     for shapes, expected in (
         (subject.calibration(True), torch_ops.FIT_TOKENS),
-        (subject.held_out(True), torch_ops.HELD_TOKENS),
+        (subject.held_out(True), torch_ops.HELD_TOKENS[::2]),
+        (subject.held_out(False), torch_ops.HELD_TOKENS),
     ):
         assert shapes is not None
         seen.clear()
