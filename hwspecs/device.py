@@ -198,7 +198,7 @@ class Host(Part):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Storage(Part):
-    """A class of local drive; rates are sequential, of one drive."""
+    """A class of local drive, or of memory behind CXL; rates are sequential, of one of them."""
 
     read_bytes_per_s: Fact = fact("B/s", "sequential read")
     write_bytes_per_s: Fact = fact("B/s", "sequential write")
@@ -237,8 +237,9 @@ class Cluster(Part):
 class Fleet:
     """What a question runs on: `count` like devices in one node, joined by `interconnect`, fed by `host`.
 
-    A node by name is a `cluster`; its `network` is one of its `network_ports` to other nodes. `memory_bytes` is what
-    the asker said of a machine whose memory the devices share.
+    `cxl` is memory the host reaches over a link of its own, all of it together. A node by name is a `cluster`; its
+    `network` is one of its `network_ports` to other nodes. `memory_bytes` is what the asker said of a machine whose
+    memory the devices share.
     """
 
     device: Device
@@ -249,6 +250,7 @@ class Fleet:
     host_memory_bytes: float | None
     free_bytes: float | None = None
     storage: Storage | None = None
+    cxl: Storage | None = None
     cluster: str = ""
     network: Link | None = None
     network_ports: int = 0

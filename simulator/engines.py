@@ -60,7 +60,8 @@ PROFILES: Mapping[str, Engine] = MappingProxyType(
         # block schedule (section 4.1) takes many batches through a layer for one copy of its weights; threads of its
         # own read the drive (section 6, "multiple CUDA streams and CPU threads"). pytorch_backend.py widens keys and
         # values to fp32 before attention on the host: 2 bytes read, 4 written, 4 read for each 2 of the cache; and
-        # leaves its cache unpinned ("disable pin_memory due to high memory overhead").
+        # leaves its cache unpinned ("disable pin_memory due to high memory overhead"). A policy's percentages hold for
+        # every layer, and one layer is loaded ahead (flex_opt.py, `generation_loop_overlap_*`).
         "flexgen": Engine(
             name="flexgen",
             graphs=False,
@@ -70,6 +71,8 @@ PROFILES: Mapping[str, Engine] = MappingProxyType(
             drive_beside=True,
             host_attention_passes=5.0,
             pageable=(2,),
+            prefetch_depths=(1,),
+            cuts_layers=True,
         ),
     }
 )

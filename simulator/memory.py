@@ -204,7 +204,7 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
         entries += _elsewhere(away, column)
     if device.vendor != "nvidia":
         return Ledger(tuple(entries))
-    entries += allocated_beside(device, column + kv + activations)
+    entries += allocated_beside(device, column + kv + activations + away.staging)
     if scenario.engine.graphs:
         entries.append(ranged(TensorClass.GRAPHS, GRAPHS_EXPERTS if scenario.model.has_experts else GRAPHS_DENSE))
     if scenario.sharding.devices > 1:
@@ -268,14 +268,18 @@ def _beside(scenario: Scenario, column: Array) -> list[Entry]:
 def _elsewhere(away: Moved, column: Array) -> list[Entry]:
     """What a placement keeps in host memory and on its drive, and the buffers it copies through."""
     ones = np.ones_like(column)
-    host, two = MemoryTier.HOST, "two buffers of the largest copied part"
+    host, cxl = MemoryTier.HOST, MemoryTier.CXL
     entries = [
         entry(TensorClass.WEIGHTS, "computed from the tensor list", ones * away.host_weights, tier=host),
         entry(TensorClass.KV_CACHE, "computed, whole pages", ones * away.host_state, tier=host),
     ]
+    if away.cxl_weights or np.any(away.cxl_state):
+        entries.append(entry(TensorClass.WEIGHTS, "computed from the tensor list", ones * away.cxl_weights, tier=cxl))
+        entries.append(entry(TensorClass.KV_CACHE, "computed, whole pages", ones * away.cxl_state, tier=cxl))
     if away.staging:
-        entries.append(entry(TensorClass.STAGING, two, ones * away.staging))
-        entries.append(entry(TensorClass.STAGING, f"{two}, pinned", ones * away.staging, tier=host))
+        buffers = "buffers of the largest copied part, one more than copies are begun ahead"
+        entries.append(entry(TensorClass.STAGING, buffers, ones * away.staging))
+        entries.append(entry(TensorClass.STAGING, f"{buffers}, pinned", ones * away.staging, tier=host))
     if away.drive_weights:
         entries.append(
             entry(TensorClass.WEIGHTS, "read from the drive", ones * away.drive_weights, tier=MemoryTier.STORAGE)

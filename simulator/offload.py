@@ -5,9 +5,11 @@ experts, which nobody knows before the router has chosen:
 
     T = (C^p + S^p)^(1/p) + E,   C = time on the device + time on the host + hand-overs,   S = prefetched copies
 
-with p = `OVERLAP`, and E the copies of chosen experts that are not cached on the device. A hand-over copies the
-hidden state to the host and back. Weights that do not fit host memory are read from the drive each time: behind C, or
-beside C and S by engines that have threads for it; so is what of the KV cache is kept there.
+with p = `OVERLAP`, and E the copies of chosen experts that are not cached on the device. That is for copies begun ahead
+of like layers; how much later a pass over unlike ones ends is simulated copy by copy (`overlap.prefetched`), and where
+nothing is begun ahead T = C + S + E. A hand-over copies the hidden state to the host and back. Weights that do not fit
+host memory are read from the drive each time: behind C, or beside C and S by engines that have threads for it; so is
+what of the KV cache is kept there. Memory behind CXL holds computing and copies up where it is the slower of the two.
 """
 
 from __future__ import annotations
@@ -20,16 +22,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dtypes import DType
+from ..hwspecs.device import Fleet
 from ..hwspecs.load import host_fleet
 from .calibration import CalibrationSet
 from .costs import estimate
 from .costs import experts as experts_cost
 from .estimate import NO_TIME, Array, Estimate, Terms, Tier, nothing, priced, total
+from .layer_parts import PARTS, LayerTimes, computed_on_host, layer_times, part_of
 from .lowering.decoder import lower
-from .operators import Attention, Copy, Experts, Kernel, KernelName, LatentAttention, one_row
-from .overlap import norm_of
+from .operators import Copy, Experts, Kernel, KernelName, one_row
+from .overlap import norm_of, prefetched
 from .placement import layer_bytes
-from .scenario import ON_DEVICE, Number, Phase, Scenario, Sharding, Step, Stretch, Where
+from .remake import remakes, remaking, seconds_by_block
+from .scenario import ON_DEVICE, MemoryTier, Number, Phase, Scenario, Sharding, Step, Stretch, Where
 from .schedule import Priced, price
 from .workload.model import Experts as ExpertsFacts
 from .workload.routing import Routing, popularity
@@ -39,12 +44,6 @@ OVERLAP = 4.0  # exponent of the norm over computing and copying beside each oth
 # authors of CAMP (public repository, manuscript table "platform"). The host's cores decide it more than the link.
 PAGEABLE = 0.37
 DRIVE_LOG_SD = 0.4  # how well a drive's sequential rate describes reading layers through the page cache (assumed)
-PARTS = ("shell", "experts", "kv")
-
-
-def part_of(table: object) -> int:
-    """The part of a layer a table of operators belongs to, an index into `PARTS`."""
-    return 1 if isinstance(table, Experts) else 2 if isinstance(table, Attention | LatentAttention) else 0
 
 
 class Side(NamedTuple):
@@ -108,12 +107,68 @@ class StepCosts:
         order = [names[block] for block in model.pattern]
         return Side(operators, np.array([[seconds[p, name] for name in order] for p in range(len(PARTS))]))
 
+    @property
+    def on_device(self) -> Array:
+        """Seconds of computing on the device, (3, layers)."""
+        return self.device.seconds
+
+    @property
+    def on_host(self) -> Array:
+        """Seconds of computing on the host, (3, layers)."""
+        return self.host.seconds
+
     @cached_property
     def copied_bytes(self) -> npt.NDArray[np.float64]:
         """Bytes over the host link if a part of a layer is copied for the step, (3, layers); experts all of them."""
-        own = layer_bytes(self.scenario, self.scenario.sharding)
-        state = own.state.reshape(len(own.shell), -1)[:, 0] * state_share(self.scenario, self.step)
-        return np.stack([own.shell, own.experts, state])
+        return self._part_bytes(self.scenario.sharding)
+
+    def _part_bytes(self, sharding: Sharding) -> npt.NDArray[np.float64]:
+        found = layer_bytes(self.scenario, sharding)
+        state = found.state.reshape(len(found.shell), -1)[:, 0] * state_share(self.scenario, self.step)
+        return np.stack([found.shell, found.experts, state])
+
+    @cached_property
+    def copying(self) -> Array:
+        """Seconds of those copies, (3, layers)."""
+        return np.asarray(self.copied_bytes * self.link_s_per_byte[:, None])
+
+    @cached_property
+    def over_cxl(self) -> Array:
+        """Seconds the bytes of all ranks take out of memory behind CXL, (3, layers)."""
+        return np.asarray(self._part_bytes(Sharding()) * cxl_s_per_byte(self.scenario.fleet))
+
+    @cached_property
+    def copying_inputs(self) -> Array:
+        """Seconds of copying the inputs of cached tokens, (layers,)."""
+        found = layer_bytes(self.scenario, self.scenario.sharding).inputs.reshape(self.scenario.model.layers, -1)[:, 0]
+        kv = PARTS.index("kv")
+        return np.asarray(found * state_share(self.scenario, self.step) * self.link_s_per_byte[kv])
+
+    @cached_property
+    def remade(self) -> tuple[Priced, ...]:
+        """The operators that make keys and values again, in a layer of each block."""
+        return remaking(self.scenario, self.step, self.calibrations) if remakes(self.scenario) else ()
+
+    @cached_property
+    def remaking(self) -> Array:
+        """Seconds of making keys and values again, (layers,)."""
+        each = seconds_by_block(self.scenario, self.remade)
+        return np.asarray(each.reshape(len(each), -1)[:, 0][list(self.scenario.model.pattern)])
+
+    @property
+    def repeats(self) -> Array:
+        """Each layer stands for itself."""
+        return np.ones(self.scenario.model.layers)
+
+    @property
+    def handing_over(self) -> Array:
+        """Seconds of the hidden state to the host and back."""
+        return self.handover.time_s
+
+    @property
+    def decoding(self) -> bool:
+        """Whether it is a decode step."""
+        return self.step.phase is Phase.DECODE
 
     @cached_property
     def link_s_per_byte(self) -> npt.NDArray[np.float64]:
@@ -121,7 +176,7 @@ class StepCosts:
         pinned = float(self.copy(1e9).time_s) / 1e9
         return pinned * link_factors(self.scenario)
 
-    def missed(self, cached: float) -> npt.NDArray[np.float64]:
+    def chosen(self, cached: float) -> Array:
         """Share of a layer's expert bytes a step has to fetch where the popular `cached` share is on the device."""
         tokens = float(np.sum([np.sum(part.tokens) for part in self.step.parts]))
         shares = []
@@ -159,50 +214,16 @@ def link_factors(scenario: Scenario) -> npt.NDArray[np.float64]:
     return np.array([1.0 / PAGEABLE if part in pageable else 1.0 for part in range(len(PARTS))])
 
 
+def cxl_s_per_byte(fleet: Fleet) -> float:
+    """Seconds one byte takes out of memory behind CXL (none there: 0, nobody asks)."""
+    return 0.0 if fleet.cxl is None else 1.0 / fleet.cxl.read_bytes_per_s.value
+
+
 def state_share(scenario: Scenario, step: Step) -> Array:
     """Share of all users' KV cache a step copies: a step that takes prompts in writes that of its own sequences."""
     if step.phase is Phase.DECODE:
         return np.ones(())
     return np.asarray(np.minimum(1.0, np.asarray(step.sequences, float) / np.asarray(scenario.batch, float)))
-
-
-class LayerTimes(NamedTuple):
-    """Seconds a layer would take in a mode, (layers,): computing, hand-overs included; prefetched and late copies."""
-
-    computing: npt.NDArray[np.float64]
-    prefetched: npt.NDArray[np.float64]
-    late: npt.NDArray[np.float64]
-
-
-def layer_times(costs: StepCosts, stretch: Stretch) -> LayerTimes:
-    """The times of every layer in the stretch's mode. A prompt's host parts run wherever that is faster."""
-    mode, link = stretch.mode, costs.link_s_per_byte
-    layers = costs.copied_bytes.shape[1]
-    computing, prefetched, late = np.zeros(layers), np.zeros(layers), np.zeros(layers)
-    handed = False
-    for index, part in enumerate(PARTS):
-        where: Where = getattr(mode, part)
-        on_device, bytes_ = costs.device.seconds[index], costs.copied_bytes[index]
-        copies = bytes_ * link[index] * (costs.missed(stretch.cached) if part == "experts" else 1.0)
-        if where is Where.HOST and not _better_copied(costs, index, copies):
-            computing += costs.host.seconds[index]
-            handed = True
-        else:
-            computing += on_device
-            if where is not Where.DEVICE:
-                waits = part == "experts" and mode.shell is Where.DEVICE and costs.step.phase is Phase.DECODE
-                late, prefetched = (late + copies, prefetched) if waits else (late, prefetched + copies)
-    if handed and mode.shell is not Where.HOST:
-        computing += float(costs.handover.time_s)
-    return LayerTimes(computing, prefetched, late)
-
-
-def _better_copied(costs: StepCosts, index: int, copies: npt.NDArray[np.float64]) -> bool:
-    """Whether a prompt is faster with a host part copied over: as llama.cpp and KTransformers decide by batch."""
-    if costs.step.phase is Phase.DECODE:
-        return False
-    there = float(np.sum(np.maximum(copies, costs.device.seconds[index])))
-    return there < float(np.sum(costs.host.seconds[index]))
 
 
 class Detailed(NamedTuple):
@@ -215,26 +236,30 @@ class Detailed(NamedTuple):
 def step_time(costs: StepCosts) -> Detailed:
     """The step under the scenario's placement, with its terms, error and evidence."""
     on = _on_host(costs)
-    operators = [*costs.outer_operators, *shared_out(costs, costs.device, np.where(on, 0.0, 1.0))]
+    operators = [*costs.outer_operators, *shared_out(costs, costs.device.operators, np.where(on, 0.0, 1.0))]
     if on.any():
         host = costs.calibrations.on(host_fleet(costs.scenario.fleet, costs.scenario.engine.copies_by_socket))
-        for p in shared_out(costs, costs.host, np.where(on, 1.0, 0.0)):
+        for p in shared_out(costs, costs.host.operators, np.where(on, 1.0, 0.0)):
             label = tuple(f"host: {text}" for text in p.table.label)
             operators.append(Priced(dataclasses.replace(p.table, label=label), p.times, host))
         handed = _handovers(costs.scenario, on)
         operators.append(_copies("hand over to the host and back", costs.handover, handed))
+    again = [stretch.mode.kv is Where.REMADE for stretch in costs.scenario.placement.modes(on.shape[1])]
+    if any(again):
+        operators += shared_out(costs, costs.remade, np.where(np.array(again), 1.0, 0.0)[None].repeat(len(PARTS), 0))
+    waits = _waiting_for_cxl(costs, on)
+    if waits:
+        gigabyte = costs.copy(1e9)
+        operators.append(_copies("wait for memory behind CXL", gigabyte, waits / float(gigabyte.time_s)))
     run = total(p.times.weighted_rows(p.table.count.sum(axis=1)) for p in operators)
-    prefetched = late = 0.0
-    for span, stretch in _spans(costs.scenario):
-        times = layer_times(costs, stretch)
-        prefetched += float(times.prefetched[span].sum())
-        late += float(times.late[span].sum())
-    together, _ = norm_of((run.time_s, np.asarray(prefetched)), OVERLAP)
+    times = _spanned(costs)
+    late = float(times.late.sum())
+    together = _beside(costs.scenario, float(run.time_s), times)
     drive = _from_drive(costs)
     if costs.scenario.engine.drive_beside and float(drive.time_s):
-        all_, _ = norm_of((run.time_s, np.asarray(prefetched), drive.time_s), OVERLAP)
-        drive = drive.scaled((float(all_) - float(together)) / float(drive.time_s))
-    exposed = max(0.0, float(together) - float(run.time_s)) + late
+        all_, _ = norm_of((np.asarray(together), drive.time_s), OVERLAP)
+        drive = drive.scaled((float(all_) - together) / float(drive.time_s))
+    exposed = max(0.0, together - float(run.time_s)) + late
     if exposed:
         gigabyte = costs.copy(1e9)
         operators.append(_copies("copied for the step", gigabyte, exposed / float(gigabyte.time_s)))
@@ -242,6 +267,34 @@ def step_time(costs: StepCosts) -> Detailed:
     if float(drive.time_s):
         operators.append(_copies("read from the drive", drive, 1.0))
     return Detailed(run + drive, tuple(operators))
+
+
+def _spanned(costs: StepCosts) -> LayerTimes:
+    """The times of every layer in its own mode."""
+    parts = []
+    for span, stretch in _spans(costs.scenario):
+        times = layer_times(costs, stretch.mode, stretch.cached, stretch.tier)
+        parts.append([column[span] for column in (times.computing, times.prefetched, times.late)])
+    computing, ahead, late = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return LayerTimes(computing, ahead, late, np.zeros((), dtype=bool))
+
+
+def _beside(scenario: Scenario, run: float, times: LayerTimes) -> float:
+    """Seconds of computing and prefetched copies together; what runs outside the layers is one more of them."""
+    ahead = scenario.placement.ahead
+    copies, computing = float(times.prefetched.sum()), float(times.computing.sum())
+    if not copies:
+        return run
+    if not ahead:
+        return run + copies
+    like_layers, _ = norm_of((np.asarray(run), np.asarray(copies)), OVERLAP)
+    if scenario.engine.cuts_layers:
+        return float(like_layers)
+    inside = times.computing * min(1.0, run / computing)
+    lengths = [span.stop - span.start for span, _ in _spans(scenario)]
+    kinds = np.append(np.repeat(np.arange(len(lengths)), lengths), len(lengths))
+    pass_s = prefetched(np.append(inside, run - inside.sum()), np.append(times.prefetched, 0.0), kinds, ahead)
+    return min(run + copies, float(like_layers) * pass_s / max(run, copies))
 
 
 def _copies(label: str, one: Estimate, count: float) -> Priced:
@@ -277,10 +330,24 @@ def _on_host(costs: StepCosts) -> npt.NDArray[np.bool_]:
     """Which parts of which layers the host computes in this step, (3, layers)."""
     result = np.zeros((len(PARTS), costs.scenario.model.layers), dtype=bool)
     for span, stretch in _spans(costs.scenario):
-        for index, part in enumerate(PARTS):
-            copies = costs.copied_bytes[index] * costs.link_s_per_byte[index]
-            result[index, span] = getattr(stretch.mode, part) is Where.HOST and not _better_copied(costs, index, copies)
+        for index in range(len(PARTS)):
+            result[index, span] = computed_on_host(costs, index, stretch.mode, stretch.cached, stretch.tier)
     return result
+
+
+def _waiting_for_cxl(costs: StepCosts, on: npt.NDArray[np.bool_]) -> float:
+    """Seconds the host waits for what it computes with out of memory behind CXL."""
+    found = 0.0
+    for span, stretch in _spans(costs.scenario):
+        if stretch.tier is not MemoryTier.CXL:
+            continue
+        for index, part in enumerate(PARTS):
+            if not on[index, span].any():
+                continue
+            share = costs.chosen(stretch.cached) if part == "experts" else np.ones(())
+            slower = np.maximum(0.0, costs.over_cxl[index] * share - costs.on_host[index])
+            found += float(slower[span].sum())
+    return found
 
 
 def _handovers(scenario: Scenario, on: npt.NDArray[np.bool_]) -> float:
@@ -290,11 +357,11 @@ def _handovers(scenario: Scenario, on: npt.NDArray[np.bool_]) -> float:
     return runs + float(np.count_nonzero(on[1:].any(axis=0) & ~whole))
 
 
-def shared_out(costs: StepCosts, side: Side, share: npt.NDArray[np.float64]) -> list[Priced]:
-    """The operators of the layers on one side, each part as often as there are layers with it on this side."""
+def shared_out(costs: StepCosts, operators: tuple[Priced, ...], share: npt.NDArray[np.float64]) -> list[Priced]:
+    """The operators of layers, each part as often as there are layers with it on this side."""
     order = np.array([costs.scenario.model.blocks[b].name for b in costs.scenario.model.pattern])
     result = []
-    for p in side.operators:
+    for p in operators:
         part = part_of(p.table)
         here = [float(share[part][order == name].mean()) if (order == name).any() else 0.0 for name in p.table.layer]
         result.append(_counted(p, np.array(here)))

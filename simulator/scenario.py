@@ -63,6 +63,7 @@ class MemoryTier(StrEnum):
 
     HBM = "hbm"
     HOST = "host"
+    CXL = "cxl"  # of the host, but behind a link: it computes with it and copies from it at that link's pace
     STORAGE = "storage"
 
 
@@ -72,6 +73,7 @@ class Where(StrEnum):
     DEVICE = "device"  # kept and computed on the device
     HOST = "host"  # kept in host memory, computed by the host's cores
     STREAMED = "streamed"  # kept in host memory, copied over for each step, computed on the device
+    REMADE = "remade"  # KV only: a layer's inputs are kept in host memory and copied, K and V made of them once more
 
 
 class Mode(NamedTuple):
@@ -81,6 +83,11 @@ class Mode(NamedTuple):
     shell: Where = Where.DEVICE
     experts: Where = Where.DEVICE
     kv: Where = Where.DEVICE
+
+    @property
+    def copies(self) -> bool:
+        """Whether something is copied to the device for each step."""
+        return Where.STREAMED in self or Where.REMADE in self
 
 
 ON_DEVICE = Mode("on the device")
@@ -93,27 +100,38 @@ LAYERS_STREAMED = Mode("layers streamed", Where.STREAMED, Where.STREAMED)
 STREAMED_KV_HOST = Mode("layers streamed, attention on the host", Where.STREAMED, Where.STREAMED, Where.HOST)
 # Of engines that compute nothing on the host; not among what is searched through, where attention there is faster.
 LAYERS_KV_STREAMED = Mode("layers and KV cache streamed", Where.STREAMED, Where.STREAMED, Where.STREAMED)
+# Recomputing keys and values instead of fetching them: KVPR (arXiv 2411.17089), HybridServe (arXiv 2501.01792).
+KV_REMADE = Mode("KV cache remade", kv=Where.REMADE)
+STREAMED_KV_REMADE = Mode("layers streamed, KV cache remade", Where.STREAMED, Where.STREAMED, Where.REMADE)
 MODES = (EXPERTS_HOST, EXPERTS_STREAMED, KV_HOST, KV_STREAMED, LAYERS_HOST, LAYERS_STREAMED, STREAMED_KV_HOST)
+REMAKING = (KV_REMADE, STREAMED_KV_REMADE)
 
 
 class Stretch(NamedTuple):
-    """So many consecutive layers in one mode; of streamed experts the popular `cached` share stays on the device."""
+    """So many consecutive layers in one mode; of streamed experts the popular `cached` share stays on the device.
+
+    What leaves the device is kept in `tier`: host memory, or memory the host reaches over CXL.
+    """
 
     mode: Mode
     layers: int
     cached: float = 0.0
+    tier: MemoryTier = MemoryTier.HOST
 
 
 class Placement(NamedTuple):
     """What is not (wholly) on the device: stretches from the first layer on; layers behind them are on the device.
 
     Of the weights the host holds, `storage_share` is read from its drive whenever it is used; of the KV cache it holds,
-    `state_on_drive` is written there with the prompts and read for every token.
+    `state_on_drive` is written there with the prompts and read for every token. Copies are begun `ahead` copied layers
+    before theirs (prefetch depth), into as many buffers and one more; with 0 a layer waits for its copy. Which layers
+    of a kind are copied is free: they are spread evenly among the others, as prefetching engines do.
     """
 
     stretches: tuple[Stretch, ...] = ()
     storage_share: float = 0.0
     state_on_drive: float = 0.0
+    ahead: int = 1
 
     def modes(self, layers: int) -> tuple[Stretch, ...]:
         """One stretch of a single layer for each layer of the model."""
@@ -123,7 +141,7 @@ class Placement(NamedTuple):
     @property
     def streams(self) -> bool:
         """Whether anything is copied over for each step."""
-        return any(Where.STREAMED in stretch.mode for stretch in self.stretches)
+        return any(stretch.mode.copies for stretch in self.stretches)
 
 
 @dataclass(frozen=True)
@@ -144,7 +162,8 @@ class Engine:
     How it offloads: `whole_blocks` takes the prompts of a batch through each layer together, whose weights are copied
     once for all of them; `drive_beside` reads the drive beside computing and may keep the KV cache there; attention on
     the host moves the cache `host_attention_passes` times; the parts of a layer in `pageable` (an index into
-    `offload.PARTS`) are copied from memory that is not pinned.
+    `layer_parts.PARTS`) are copied from memory that is not pinned; `prefetch_depths` are how many copied layers before
+    theirs copies may begin (0: never ahead); `cuts_layers`: what leaves the device is a part of every layer, all alike.
     """
 
     memory_utilization: float = 0.9
@@ -168,6 +187,8 @@ class Engine:
     drive_beside: bool = False
     host_attention_passes: float = 1.0
     pageable: tuple[int, ...] = ()
+    prefetch_depths: tuple[int, ...] = (0, 1, 2, 4)
+    cuts_layers: bool = False
 
     @property
     def label(self) -> str:

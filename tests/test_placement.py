@@ -15,8 +15,9 @@ from roofplan.dtypes import DType
 from roofplan.hwspecs.device import Fleet, Host, Kind
 from roofplan.hwspecs.load import host_fleet, load, load_fleet, with_drive
 from roofplan.simulator import engines
+from roofplan.simulator.layer_parts import layer_times
 from roofplan.simulator.memory import TensorClass, ledger
-from roofplan.simulator.offload import OVERLAP, StepCosts, drive_bytes, layer_times, step_time
+from roofplan.simulator.offload import OVERLAP, StepCosts, drive_bytes, step_time
 from roofplan.simulator.placement import layer_bytes, moved
 from roofplan.simulator.planner import fit
 from roofplan.simulator.planner.place import HOST_SHARE, modes_of, place
@@ -104,7 +105,7 @@ def test_weights_beyond_host_memory_are_read_from_the_drive() -> None:
     assert 0 < share < 1
     assert ledger(found).tier_bytes(MemoryTier.HOST) <= HOST_SHARE * 16e9 * 1.001
     assert drive_bytes(found, decode_step(found)) == pytest.approx(
-        share * sum(moved(found)[i] for i in (3, 5)), rel=1e-6
+        share * (moved(found).host_weights + moved(found).drive_weights), rel=1e-6
     )
     assert place(asked(ram=16e9), load_calibrations(fleet(ram=16e9))).scenario is None, (
         "without a drive there is no room"
@@ -145,7 +146,7 @@ def test_streamed_layers_take_what_the_link_gives() -> None:
 
 def test_copies_hide_behind_computing_and_the_other_way_round() -> None:
     costs = StepCosts(asked(), decode_step(asked()), load_calibrations(fleet()))
-    times = layer_times(costs, Stretch(LAYERS_STREAMED, 1))
+    times = layer_times(costs, LAYERS_STREAMED)
     serial = times.computing.sum() + times.prefetched.sum()
     longest = max(times.computing.sum(), times.prefetched.sum())
     together = (times.computing.sum() ** OVERLAP + times.prefetched.sum() ** OVERLAP) ** (1 / OVERLAP)

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from roofplan import api
-from roofplan.hwspecs.device import Fleet
+from roofplan.calibrate.transfer import Calibrations
+from roofplan.hwspecs.device import Fleet, Storage
+from roofplan.hwspecs.load import load, with_bandwidth
 from roofplan.simulator import engines
 from roofplan.simulator.generation import generate
 from roofplan.simulator.memory import ledger
@@ -28,10 +30,12 @@ from roofplan.simulator.planner.verdict import Verdict, budget_bytes, verdict
 from roofplan.simulator.quality import Part, increase, kv_increase, layer_shares
 from roofplan.simulator.scenario import (
     KV_HOST,
+    KV_REMADE,
     KV_STREAMED,
     LAYERS_HOST,
     LAYERS_STREAMED,
     ON_DEVICE,
+    MemoryTier,
     Mode,
     Numerics,
     Placement,
@@ -83,7 +87,12 @@ def with_formats(model: Model, each: tuple[WeightFormat, ...]) -> Model:
     return dataclasses.replace(model, blocks=blocks, pattern=pattern, layer_formats=MappingProxyType(formats))
 
 
-def explicit(question: Question, users: int, each: tuple[tuple[WeightFormat, Mode], ...]) -> float:
+Kept = tuple[Mode, MemoryTier]
+
+
+def explicit(
+    question: Question, users: int, each: tuple[tuple[WeightFormat, Kept], ...], ahead: int, calibrations: Calibrations
+) -> float:
     """The goal of one explicit plan on one device; infinite where it does not fit or breaks a limit."""
     model, limits = question.model, question.limits
     formats = tuple(f for f, _ in each)
@@ -94,8 +103,8 @@ def explicit(question: Question, users: int, each: tuple[tuple[WeightFormat, Mod
         spent += max(0.0, increase(model, f).usual) * layer_shares(model, Part.SHELL)[layer]
     if limits.log_ppl is not None and spent > limits.log_ppl + 1e-9:
         return math.inf
-    placement = Placement(tuple(Stretch(mode, 1) for _, mode in each))
-    placed = any(mode is not ON_DEVICE for _, mode in each)
+    placement = Placement(tuple(Stretch(mode, 1, tier=tier) for _, (mode, tier) in each), ahead=ahead)
+    placed = any(mode is not ON_DEVICE for _, (mode, _) in each)
     scenario = Scenario(
         with_formats(model, formats),
         question.fleet,
@@ -110,7 +119,11 @@ def explicit(question: Question, users: int, each: tuple[tuple[WeightFormat, Mod
     memory = ledger(scenario)
     if float(np.max(memory.high_bytes())) > budget_bytes(scenario):
         return math.inf
-    calibrations = api.load_calibrations(question.fleet, None, question.engine.name)
+    if memory.tier_bytes(MemoryTier.HOST) > 0.95 * (question.fleet.host_memory_bytes or 0.0):
+        return math.inf
+    room = 0.95 * (question.fleet.cxl.capacity_bytes.value if question.fleet.cxl is not None else 0.0)
+    if memory.tier_bytes(MemoryTier.CXL) > room:
+        return math.inf
     if not placed:
         load = Load(float(users), float(question.prompt), float(question.output))
         served = serve(scenario, load, calibrations)
@@ -132,20 +145,28 @@ def explicit(question: Question, users: int, each: tuple[tuple[WeightFormat, Mod
 
 # The sets of modes some engine runs together, with what stays on the device.
 MODES = {
-    Offload.NEVER: ((ON_DEVICE,),),
-    Offload.LAYERS: ((ON_DEVICE, LAYERS_HOST), (ON_DEVICE, LAYERS_STREAMED)),
-    Offload.KV: ((ON_DEVICE, KV_HOST, KV_STREAMED),),
+    Offload.NEVER: ((),),
+    Offload.LAYERS: ((LAYERS_HOST,), (LAYERS_STREAMED,)),
+    Offload.KV: ((KV_HOST,), (KV_HOST, KV_STREAMED, KV_REMADE)),
 }
 
 
 def brute(question: Question, formats: tuple[WeightFormat, ...], users: int) -> float:
     """The least goal of all explicit plans; layers are alike, so their order does not matter."""
     assert question.pins.offload is not None
+    calibrations = api.load_calibrations(question.fleet, None, question.engine.name)
+    tiers = [MemoryTier.HOST, *([MemoryTier.CXL] if question.fleet.cxl is not None else [])]
+    fewer_inputs = question.model.blocks[0].attention.kv_heads > 4  # type: ignore[union-attr]
     best = math.inf
     for modes in MODES[question.pins.offload]:
-        for chosen in itertools.combinations_with_replacement(itertools.product(formats, modes), question.model.layers):
-            ordered = tuple(sorted(chosen, key=lambda a: (a[1] is ON_DEVICE, a[1].name)))  # placed layers come first
-            best = min(best, explicit(question, users, ordered))
+        wanted = [m for m in modes if m is not KV_REMADE or fewer_inputs]
+        kept = [(ON_DEVICE, MemoryTier.HOST), *itertools.product(wanted, tiers)]
+        for chosen in itertools.combinations_with_replacement(itertools.product(formats, kept), question.model.layers):
+            # placed layers come first
+            ordered = tuple(sorted(chosen, key=lambda a: (a[1][0] is ON_DEVICE, a[1][0].name, a[1][1])))
+            copies = any(mode.copies for _, (mode, _) in ordered)
+            for ahead in (0, 1, 2, 4) if copies else (1,):
+                best = min(best, explicit(question, users, ordered, ahead, calibrations))
     return best
 
 
@@ -153,17 +174,26 @@ def instance(seed: int) -> tuple[Question, tuple[WeightFormat, ...], int]:
     """A small random question on one device: too little memory as often as not, sometimes limits."""
     rng = random.Random(seed)
     offload = rng.choice((Offload.NEVER, Offload.LAYERS, Offload.KV))
-    model = tiny(2 if offload is Offload.KV else rng.choice((2, 3)), rng.choice((512, 1024, 2048)))
-    users = rng.choice((1, 2, 8, 32))
+    behind_cxl = offload is not Offload.NEVER and rng.random() < 0.3
+    layers = 2 if offload is Offload.KV or behind_cxl else rng.choice((2, 3))
+    model = tiny(layers, rng.choice((512, 1024, 2048)), num_key_value_heads=rng.choice((4, 8)))
+    users = rng.choice((1, 2, 8, 32) if offload is not Offload.KV else (8, 32, 128))
     goal = rng.choice((Goal.THROUGHPUT, Goal.LATENCY)) if users == 1 else Goal.THROUGHPUT
     numerics = Numerics(BF16, fit.precisions(model)[0].kv)
     whole = Scenario(model, fleet_with(), users, 320, 256, numerics, engine=engines.engine("vllm"))
     needs = float(np.max(ledger(whole).high_bytes())) / 0.9
     fleet = fleet_with(needs * rng.uniform(0.9, 1.05), None if offload is Offload.NEVER else 64e9)
+    if rng.random() < 0.6:
+        fleet = with_bandwidth(fleet, 2e9)  # what the host computes is slow then
+    if behind_cxl:
+        module = load(Storage, "cxl-cz120")
+        rate = dataclasses.replace(module.read_bytes_per_s, value=rng.choice((5e9, 36e9, 100e9)))
+        cxl = dataclasses.replace(module, read_bytes_per_s=rate)
+        fleet = dataclasses.replace(fleet, host_memory_bytes=needs * rng.uniform(0.02, 0.3), cxl=cxl)
     limits = Limits(
-        pace_s=rng.choice((None, None, rng.uniform(5e-4, 5e-2))),
-        first_s=rng.choice((None, None, rng.uniform(1e-3, 1e-1))),
-        log_ppl=rng.choice((0.0, 0.005, 0.02, 0.2)),
+        pace_s=rng.choice((None, None, None, rng.uniform(5e-4, 5e-2))),
+        first_s=rng.choice((None, None, None, rng.uniform(1e-3, 1e-1))),
+        log_ppl=rng.choice((0.0, 0.0, 0.005, 0.02)),
     )
     pins = Pins(None, numerics.kv, 1, 1, None, users, 8192, offload)
     question = ask(model, fleet, goal=goal, limits=limits, pins=pins)
@@ -318,7 +348,10 @@ def test_rows_of_the_program_carry_the_names_of_their_constraints(answers: dict[
     known = tuple(c.__name__ for c in CONSTRAINTS)
     assert all(name.startswith((*known, "copies_are_used")) for name in names)
     used = {c for c in known if any(name.startswith(c) for name in names)}
-    assert set(known) - used <= {"every_stage_has_layers", "slowest_stage_sets_the_pace", "copies_have_buffers"}
+    assert set(known) - used <= {
+        "every_stage_has_layers", "slowest_stage_sets_the_pace", "copies_have_buffers", "remade_state_has_room",
+        "cxl_memory",
+    }  # fmt: skip
     assert all(c.__doc__ for c in CONSTRAINTS)
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..estimate import Array
 from .constraints import tangent
 from .frames import Family
-from .program import Frame, host_room
+from .program import Frame, cxl_room, host_room
 from .question import Question
 
 FACTORS = (0.0, 0.3, 1.0, 3.0)  # of the goal's value for all of a resource
@@ -64,7 +64,7 @@ def _lagrangian(
     """The bound at every combination of prices."""
     layout = family.layout
     fixed, slope = layout.fixed_bytes, layout.slope
-    device, host, _ = layout.bytes_
+    device, host = layout.bytes_.device, layout.bytes_.host
     stages = layout.base.sharding.pp
     room = question.budget_bytes() * stages - fixed.sum(axis=0)  # of all stages together: a relaxation
     host_left = host_room(question)
@@ -90,12 +90,13 @@ def _lagrangian(
 def _may_fit(question: Question, family: Family) -> npt.NDArray[np.bool_]:
     """Whether the smallest alternatives of all layers fit devices and host, and the most faithful keep the quality."""
     layout = family.layout
-    device, host, _ = layout.bytes_
+    held = layout.bytes_
     counts = np.array(layout.counts, float)
     possible = np.asarray(layout.least_bytes <= question.budget_bytes())
     if family.placed and question.fleet.storage is None:
-        either = counts @ (device + host).min(axis=0)
-        possible &= either <= question.budget_bytes() * layout.base.sharding.devices + host_room(question)
+        either = counts @ (held.device + held.host + held.cxl).min(axis=0)
+        room = host_room(question) + cxl_room(question)
+        possible &= either <= question.budget_bytes() * layout.base.sharding.devices + room
     limit = question.limits.log_ppl
     if limit is not None:
         spent = float(counts @ layout.log_ppl.min(axis=0)) + family.kv_log_ppl + layout.outer_log_ppl

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..offload import OVERLAP
 from ..scenario import ON_DEVICE, Phase
-from .program import GIB, Program, host_room
+from .program import GIB, Program, cxl_room, host_room, least_ahead
 
 Rows = Iterator[tuple[str, Any]]
 ANGLES = tuple(np.linspace(0.0, 1.0, 9))
@@ -42,21 +42,34 @@ def device_memory(p: Program) -> Rows:
     """fixed[s] + slope (sum of n[s, b, a] bytes[a, b] + buffers) <= what may be claimed of a device, each stage."""
     layout, at = p.frame.family.layout, p.frame.at
     fixed, slope = layout.fixed_bytes, layout.slope
-    device, _, _ = layout.bytes_
-    budget = p.question.budget_bytes() * p.tightened
+    device = layout.bytes_.device
+    budget = p.question.budget_bytes() * p.tightened.memory
     for s in range(p.frame.stages):
         held = p.sum_of(device[:, :, at], s, slope / GIB) + slope * p.buffers
         yield f"device_memory_{s}", held <= (budget - float(fixed[s, at])) / GIB
 
 
 def copies_have_buffers(p: Program) -> Rows:
-    """n[s, b, a] <= layers[b] used[a] and buffers >= staging[a] used[a], where a is copied over for a step."""
-    _, _, staging = p.frame.family.layout.bytes_
+    """n[s, b, a] <= layers[b] used[a], where a is copied over for a step, and
+
+    buffers >= ((depth + 1) used[a] - depth waits) buffer[a] + made: one where layers wait for their copies.
+    """
+    held, depth = p.frame.family.layout.bytes_, least_ahead(p.question)
     for a, used in p.used.items():
         for (s, b, alternative), variable in p.layers.items():
             if alternative == a:
                 yield f"copies_are_used_{s}_{b}_{a}", variable <= p.frame.counts[b] * used
-        yield f"copies_have_buffers_{a}", p.buffers >= float(staging[a, p.frame.at]) / GIB * used
+        one = float(held.buffer[a, p.frame.at]) / GIB
+        many = (depth + 1) * used - (depth * p.waits if depth else 0.0)
+        yield f"copies_have_buffers_{a}", p.buffers >= one * many + p.made
+
+
+def remade_state_has_room(p: Program) -> Rows:
+    """made >= made[a] used[a]: keys and values of a layer that are made again stand beside the copies."""
+    held = p.frame.family.layout.bytes_
+    for a, used in p.used.items():
+        if not isinstance(p.made, float) and held.made[a, p.frame.at]:
+            yield f"remade_state_has_room_{a}", p.made >= float(held.made[a, p.frame.at]) / GIB * used
 
 
 def host_memory(p: Program) -> Rows:
@@ -68,12 +81,11 @@ def host_memory(p: Program) -> Rows:
     if not p.frame.family.placed:
         return
     layout, at = p.frame.family.layout, p.frame.at
-    _, host, _ = layout.bytes_
-    held = p.sum_of(host[:, :, at], scale=1 / GIB) + p.buffers
+    host, state = (each[:, :, at] for each in (layout.bytes_.host, layout.bytes_.host_state))
+    held = p.sum_of(host, scale=1 / GIB) + p.buffers
     yield "host_memory", held - p.from_drive - p.state_on_drive <= host_room(p.question) / GIB
-    state = layout.host_state[:, :, at]
     if not isinstance(p.from_drive, float):
-        yield "weights_on_the_drive", p.from_drive <= p.sum_of(host[:, :, at] - state, scale=1 / GIB)
+        yield "weights_on_the_drive", p.from_drive <= p.sum_of(host - state, scale=1 / GIB)
     if not isinstance(p.state_on_drive, float):
         yield "state_on_the_drive", p.state_on_drive <= p.sum_of(state, scale=1 / GIB)
         drive = p.question.fleet.storage
@@ -81,11 +93,18 @@ def host_memory(p: Program) -> Rows:
             yield "drive_capacity", p.from_drive + p.state_on_drive <= drive.capacity_bytes.value / GIB
 
 
+def cxl_memory(p: Program) -> Rows:
+    """sum of n[s, b, a] cxl[a, b] <= room behind CXL."""
+    cxl = p.frame.family.layout.bytes_.cxl[:, :, p.frame.at]
+    if cxl.any():
+        yield "cxl_memory", p.sum_of(cxl, scale=1 / GIB) <= cxl_room(p.question) / GIB
+
+
 def step_takes_its_time(p: Program) -> Rows:
     """T_k >= u (outside + sum of n computing) + v (sum of n prefetched) + sum of n late + bytes from the drive / rate,
 
     for (u, v) on the unit circle of the norm dual to the overlap's: tangents, so that no plan lies below them. Where an
-    engine reads the drive beside the rest it is a third term of the norm.
+    engine reads the drive beside the rest it is a third term of the norm. Where layers wait for their copies u = v = 1.
     """
     layout, at = p.frame.family.layout, p.frame.at
     for k, time in enumerate(p.times):
@@ -99,6 +118,9 @@ def step_takes_its_time(p: Program) -> Rows:
         if drive is not None and not beside:
             behind += drive
         copies = p.sum_of(prefetched, scale=MS)
+        if prefetched.any() and not (isinstance(p.waits, float) and p.waits == 0.0):
+            most = (computing + prefetched).max(axis=0) @ np.array(p.frame.counts) + layout.outside(k)[:, at].sum()
+            yield f"step_takes_its_time_{k}_waiting", time >= run + copies + behind - (1 - p.waits) * float(most) * MS
         for i, angle in enumerate(ANGLES if prefetched.any() else ANGLES[-1:]):
             u, v = tangent(float(angle))
             yield f"step_takes_its_time_{k}_{i}", time >= u * run + v * copies + behind
@@ -145,14 +167,14 @@ def pace(p: Program) -> Rows:
     """sum over k of pace[k] T_k <= the time allowed per output token."""
     limit = p.question.limits.pace_s
     if limit is not None:
-        yield "pace", _weighted(p, "pace") <= limit * MS * p.tightened_pace
+        yield "pace", _weighted(p, "pace") <= limit * MS * p.tightened.pace
 
 
 def first_token(p: Program) -> Rows:
     """sum over k of first[k] T_k <= the service time allowed to the first token."""
     limit = p.question.limits.first_s
     if limit is not None:
-        yield "first_token", _weighted(p, "first") <= limit * MS
+        yield "first_token", _weighted(p, "first") <= limit * MS * p.tightened.first
 
 
 CONSTRAINTS: tuple[Callable[[Program], Rows], ...] = (
@@ -161,7 +183,9 @@ CONSTRAINTS: tuple[Callable[[Program], Rows], ...] = (
     something_leaves_the_device,
     device_memory,
     copies_have_buffers,
+    remade_state_has_room,
     host_memory,
+    cxl_memory,
     step_takes_its_time,
     slowest_stage_sets_the_pace,
     quality_budget,

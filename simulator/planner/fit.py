@@ -24,10 +24,12 @@ from ..scenario import (
     EXPERTS_HOST,
     EXPERTS_STREAMED,
     KV_HOST,
+    KV_REMADE,
     KV_STREAMED,
     LAYERS_HOST,
     LAYERS_STREAMED,
     MODES,
+    REMAKING,
     STREAMED_KV_HOST,
     Engine,
     Mode,
@@ -97,18 +99,18 @@ def offload(name: str) -> Offload:
 
 
 OFFLOADS: Mapping[Offload | None, tuple[Mode, ...]] = {
-    None: MODES,
+    None: (*MODES, *REMAKING),
     Offload.NEVER: (),
     Offload.LAYERS: (LAYERS_HOST, LAYERS_STREAMED),
     Offload.EXPERTS: (EXPERTS_HOST, EXPERTS_STREAMED),
-    Offload.KV: (KV_HOST, KV_STREAMED),
+    Offload.KV: (KV_HOST, KV_STREAMED, KV_REMADE),
 }
 
 
-# Modes that run together somewhere: llama.cpp and KTransformers; vLLM's --cpu-offload-gb; FlexGen; expert caches.
+# Modes that run together somewhere: llama.cpp and KTransformers; vLLM's --cpu-offload-gb, FlexGen, KVPR; expert caches.
 RUNNABLE = (
     (LAYERS_HOST, EXPERTS_HOST, KV_HOST),
-    (LAYERS_STREAMED, STREAMED_KV_HOST, KV_HOST, KV_STREAMED),
+    (LAYERS_STREAMED, STREAMED_KV_HOST, KV_HOST, KV_STREAMED, *REMAKING),
     (EXPERTS_STREAMED,),
 )
 

@@ -19,7 +19,7 @@ from ..calibration import CalibrationSet
 from ..estimate import Array
 from ..generation import batch_steps
 from ..quality import kv_increase
-from ..scenario import MODES, ON_DEVICE, Engine, Mode, Numerics, Phase, Scenario, Sharding, Step, Where
+from ..scenario import ON_DEVICE, Engine, MemoryTier, Mode, Numerics, Phase, Scenario, Sharding, Step, Where
 from ..serving import Load, steps_of
 from ..workload.formats import FORMATS, WeightFormat
 from .domain import layouts, takes, weight_choices
@@ -115,8 +115,8 @@ def _families(question: Question, calibrations: CalibrationSet) -> Iterator[Fami
                 yield Family(layout, replicas, False, change)
                 if pins.offload is Offload.NEVER or (sharding.devices > MOST_PLACED and _may_hold(layout, question)):
                     continue
-                for modes in _placements(question, sharding):
-                    away = combinations(chosen, modes, False)
+                for modes in _placements(question, sharding, kv):
+                    away = combinations(chosen, modes, False, _tiers(question))
                     layout = _layout(question, sharding, kv, chosen, away, users, calibrations, placed=True)
                     yield Family(layout, min(replicas, question.nodes), True, change)  # one a host: they would share it
 
@@ -147,20 +147,25 @@ def _users(question: Question) -> Array:
     return np.array(question.users)
 
 
-def _placements(question: Question, sharding: Sharding) -> list[tuple[tuple[Mode, float], ...]]:
+def _placements(question: Question, sharding: Sharding, kv: DType) -> list[tuple[tuple[Mode, float], ...]]:
     """The sets of modes that run together somewhere, each mode with every share of experts kept."""
     fleet = question.fleet
     if fleet.host_memory_bytes is None or fleet.device.unified_memory or sharding.pp > 1:
         return []
     wanted = OFFLOADS[question.pins.offload]
     sets = [question.engine.offloads] if question.engine.offloads else RUNNABLE
-    base = question.scenario(sharding=sharding)
+    base = question.scenario(sharding=sharding, numerics=Numerics(question.model.native, kv, question.model.activation))
     found = []
     for modes in sets:
-        here = modes_of(base, tuple(m for m in modes if m in (wanted or MODES)))
+        here = modes_of(base, tuple(m for m in modes if m in wanted))
         if here:
             found.append(((ON_DEVICE, 0.0), *((m, c) for m in here for c in _cached(m))))
     return found
+
+
+def _tiers(question: Question) -> tuple[MemoryTier, ...]:
+    """Where the host may keep what leaves the devices, beside its drive."""
+    return (MemoryTier.HOST,) if question.fleet.cxl is None else (MemoryTier.HOST, MemoryTier.CXL)
 
 
 def _cached(mode: Mode) -> tuple[float, ...]:

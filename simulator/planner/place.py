@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..calibration import CalibrationSet
+from ..layer_parts import layer_times
 from ..memory import ledger
-from ..offload import OVERLAP, StepCosts, layer_times
+from ..offload import OVERLAP, StepCosts
 from ..overlap import norm_of
-from ..placement import BUFFERS, layer_bytes
+from ..placement import away, layer_bytes, staging_bytes
+from ..remake import remakes
 from ..scenario import MODES, Mode, Placement, Scenario, Sharding, Stretch, Where
 from ..steps import decode_step
 from .verdict import Verdict, budget_bytes, verdict
@@ -49,9 +51,13 @@ class Placed(NamedTuple):
 
 
 def modes_of(scenario: Scenario, wanted: tuple[Mode, ...]) -> tuple[Mode, ...]:
-    """Those of the modes that differ for the model: without experts those that move only experts do nothing."""
+    """Those of the modes that differ for the model: without experts those that move only experts do nothing,
+
+    and keys and values are made again only of what takes less room than they do.
+    """
     sparse = scenario.model.has_experts
-    return tuple(m for m in wanted if sparse or m.experts is Where.DEVICE or m.shell is not Where.DEVICE)
+    here = [m for m in wanted if sparse or m.experts is Where.DEVICE or m.shell is not Where.DEVICE]
+    return tuple(m for m in here if m.kv is not Where.REMADE or remakes(scenario))
 
 
 def place(scenario: Scenario, calibrations: CalibrationSet, wanted: tuple[Mode, ...] = MODES) -> Placed:
@@ -87,31 +93,25 @@ def place(scenario: Scenario, calibrations: CalibrationSet, wanted: tuple[Mode, 
 def _prefix(costs: StepCosts, stretch: Stretch) -> Prefix:
     scenario, mode = costs.scenario, stretch.mode
     here, whole = layer_bytes(scenario, scenario.sharding), layer_bytes(scenario, Sharding())
-    layers = len(here.shell)
-    away = 1.0 - stretch.cached
-    shell, experts, kv = (float(where is not Where.DEVICE) for where in (mode.shell, mode.experts, mode.kv))
-    own_state, all_state = (b.state.reshape(layers, -1)[:, 0] for b in (here, whole))
-    freed = shell * here.shell + experts * away * here.experts + kv * own_state
-    times = layer_times(costs, stretch)
+    taken = away(mode, stretch.cached, here, whole)
+    times = layer_times(costs, mode, stretch.cached)
     base = costs.device.seconds.sum(axis=0)
-    staging = 0.0
-    if mode.shell is Where.STREAMED:
-        staging = float(np.max(here.shell + here.experts))
-    if mode.kv is Where.STREAMED:
-        staging = max(staging, float(np.max(own_state)))
 
     def summed(values: Floats) -> Floats:
         return np.concatenate([[0.0], np.cumsum(values)])
 
+    def state(values: Floats) -> Floats:
+        return values.reshape(len(base), -1)[:, 0]
+
     return Prefix(
         stretch,
-        summed(freed),
-        summed(shell * whole.shell + experts * away * whole.experts),
-        summed(kv * all_state),
+        summed(taken.freed_weights + state(taken.freed_state)),
+        summed(taken.weights),
+        summed(state(taken.state)),
         summed(times.computing - base),
         summed(times.prefetched),
         summed(times.late),
-        BUFFERS * staging,
+        float(np.max(staging_bytes(taken.buffer, taken.made, Placement().ahead))),
     )
 
 
@@ -158,5 +158,5 @@ def _fastest(costs: StepCosts, prefixes: list[Prefix], short: float) -> tuple[Pl
 def _read(costs: StepCosts, weights: Floats) -> Floats:
     """Bytes of the host's weights a step reads: all of a dense model's, of experts those its tokens choose."""
     here = costs.copied_bytes
-    read = here[0] + here[1] * costs.missed(0.0)
+    read = here[0] + here[1] * costs.chosen(0.0)
     return np.asarray(weights * float(read.sum() / max(1.0, (here[0] + here[1]).sum())))

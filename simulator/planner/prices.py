@@ -17,13 +17,15 @@ import numpy as np
 from ...hwspecs.load import host_fleet
 from ..calibration import CalibrationSet
 from ..estimate import Array
+from ..layer_parts import PARTS, LayerTimes, layer_times, part_of
 from ..lowering.decoder import lower
 from ..memory import ALLOCATOR_SHARE, ledger
-from ..offload import PARTS, StepCosts, link_factors, part_of, state_share
-from ..placement import layer_bytes
+from ..offload import StepCosts, cxl_s_per_byte, link_factors, state_share
+from ..placement import Away, LayerBytes, away, layer_bytes
 from ..quality import Part, Sensitivities, layer_shares, share
 from ..quality import increase as quality_increase
-from ..scenario import ON_DEVICE, Mode, Numerics, Phase, Scenario, Sharding, Step, Where, stage_layers
+from ..remake import remakes, remaking, seconds_by_block
+from ..scenario import ON_DEVICE, MemoryTier, Mode, Numerics, Phase, Scenario, Sharding, Step, stage_layers
 from ..schedule import price
 from ..workload.formats import WeightFormat
 
@@ -35,12 +37,26 @@ class Alternative(NamedTuple):
     experts: WeightFormat
     mode: Mode = ON_DEVICE
     cached: float = 0.0
+    tier: MemoryTier = MemoryTier.HOST
 
     @property
     def label(self) -> str:
         """`fp8`, `fp8 + int4 experts`, `int4, layers on the host`."""
         formats = self.shell.name if self.shell is self.experts else f"{self.shell.name} + {self.experts.name} experts"
-        return formats if self.mode is ON_DEVICE else f"{formats}, {self.mode.name}"
+        behind = " behind CXL" if self.tier is MemoryTier.CXL else ""
+        return formats if self.mode is ON_DEVICE else f"{formats}, {self.mode.name}{behind}"
+
+
+class Held(NamedTuple):
+    """Bytes of a layer in each alternative, (alternatives, blocks, users): on a device; in host memory, and its state
+    there; behind CXL; of a buffer for copying it, (alternatives, users), and what is made again meanwhile."""
+
+    device: Array
+    host: Array
+    host_state: Array
+    cxl: Array
+    buffer: Array
+    made: Array
 
 
 class StepKind(NamedTuple):
@@ -145,30 +161,26 @@ class Layout:
         return self._device[kind, self.formats[0].name].outside
 
     @cached_property
-    def _bytes(self) -> dict[str, tuple[Array, Array, Array, Array]]:
-        """Of each format: bytes of a layer's shell and experts on a device and in all, (blocks,)."""
-        found = {}
-        for f in self.formats:
-            here, whole = (layer_bytes(self._in(f), s) for s in (self.base.sharding, Sharding()))
-            found[f.name] = tuple(
-                column[self.first_layers] for column in (here.shell, here.experts, whole.shell, whole.experts)
-            )
-        return found  # type: ignore[return-value]
+    def _bytes(self) -> dict[str, tuple[LayerBytes, LayerBytes]]:
+        """Of each format: bytes of a layer of each block on a device and in all."""
+        return {f.name: (self._of_blocks(self._in(f), self.base.sharding), self._of_blocks(self._in(f), Sharding()))
+                for f in self.formats}  # fmt: skip
+
+    def _of_blocks(self, scenario: Scenario, sharding: Sharding) -> LayerBytes:
+        found, first, shape = layer_bytes(scenario, sharding), self.first_layers, (len(self.counts), self.users)
+        state, inputs = (np.broadcast_to(s[first].reshape(len(first), -1), shape) for s in (found.state, found.inputs))
+        return LayerBytes(found.shell[first], found.experts[first], state, inputs)
+
+    def _whose(self, a: Alternative) -> tuple[LayerBytes, LayerBytes]:
+        """Bytes of a layer in an alternative's formats, on a device and in all."""
+        pairs = zip(self._bytes[a.shell.name], self._bytes[a.experts.name], strict=True)
+        here, whole = (shell._replace(experts=experts.experts) for shell, experts in pairs)
+        return here, whole
 
     @cached_property
-    def state(self) -> tuple[Array, Array]:
-        """Bytes of all users' state in a layer of each block on a device and in all, (blocks, users)."""
-        here, whole = (layer_bytes(self.base, s).state for s in (self.base.sharding, Sharding()))
-        first, shape = self.first_layers, (len(self.counts), self.users)
-        own, all_ = (np.broadcast_to(s[first].reshape(len(first), -1), shape) for s in (here, whole))
-        return own, all_
-
-    @cached_property
-    def host_state(self) -> Array:
-        """Bytes of all users' state in a layer that host memory (or its drive) keeps, (alternatives, blocks, users)."""
-        _, all_ = self.state
-        away = np.array([float(a.mode.kv is not Where.DEVICE) for a in self.alternatives])
-        return np.asarray(away[:, None, None] * all_)
+    def state(self) -> Array:
+        """Bytes of all users' state in a layer of each block on a device, (blocks, users)."""
+        return self._bytes[self.formats[0].name][0].state
 
     @cached_property
     def log_ppl(self) -> Array:
@@ -197,26 +209,19 @@ class Layout:
         return change * sum(share(self.base.model, part, True) for part in (Part.EMBEDDING, Part.HEAD))
 
     @cached_property
-    def bytes_(self) -> tuple[Array, Array, Array]:
-        """Bytes of a layer in each alternative (alternatives, blocks, users): on a device, in host memory of weights,
-        and the buffers of copies (alternatives, users)."""
-        own, all_ = self.state
-        device, host, staging = [], [], []
-        for a in self.alternatives:
-            shell, _, whole_shell, _ = self._bytes[a.shell.name]
-            _, experts, _, whole_experts = self._bytes[a.experts.name]
-            away, mode = 1.0 - a.cached, a.mode
-            moved = [float(w is not Where.DEVICE) for w in (mode.shell, mode.experts, mode.kv)]
-            kept = shell * (1 - moved[0]) + experts * (1 - moved[1] * away)
-            device.append(kept[:, None] + own * (1 - moved[2]))
-            host.append((whole_shell * moved[0] + whole_experts * moved[1] * away)[:, None] + all_ * moved[2])
-            buffer = np.zeros(self.users)
-            if mode.shell is Where.STREAMED:
-                buffer = buffer + float(np.max(shell + experts))
-            if mode.kv is Where.STREAMED:
-                buffer = np.maximum(buffer, own.max(axis=0))
-            staging.append(2.0 * buffer)
-        return np.stack(device), np.stack(host), np.stack(staging)
+    def bytes_(self) -> Held:
+        """What a layer takes on every tier in each alternative."""
+        rows = [self._held(a) for a in self.alternatives]
+        return Held(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+    def _held(self, a: Alternative) -> Held:
+        here, whole = self._whose(a)
+        taken: Away = away(a.mode, a.cached, here, whole)
+        device = (here.shell + here.experts - taken.freed_weights)[:, None] + here.state - taken.freed_state
+        elsewhere, none = taken.weights[:, None] + taken.state, np.zeros_like(taken.state)
+        far = a.tier is MemoryTier.CXL
+        host, state, cxl = (none, none, elsewhere) if far else (elsewhere, taken.state, none)
+        return Held(device, host, state, cxl, taken.buffer.max(axis=0), taken.made.max(axis=0))
 
     @cached_property
     def slope(self) -> float:
@@ -226,8 +231,7 @@ class Layout:
     @cached_property
     def least_bytes(self) -> Array:
         """Bytes a device takes at least, (users,): the smallest alternative of every layer, stages of one size."""
-        device, _, _ = self.bytes_
-        layers = np.array(self.counts, float) @ device.min(axis=0)
+        layers = np.array(self.counts, float) @ self.bytes_.device.min(axis=0)
         return np.asarray(layers * self.slope / self.base.sharding.pp + self.fixed_bytes.min(axis=0))
 
     @cached_property
@@ -239,9 +243,8 @@ class Layout:
         """
         reference = self._in(self.formats[0])
         memory = ledger(reference)
-        shell, experts, *_ = self._bytes[self.formats[0].name]
-        own, _ = self.state
-        each = (shell + experts)[:, None] + own
+        own, _ = self._bytes[self.formats[0].name]
+        each = (own.shell + own.experts)[:, None] + own.state
         held = np.stack([np.array(layers) @ each for layers in stage_layers(self.base.model, self.base.sharding)])
         high = np.broadcast_to(memory.high_bytes(), (self.base.sharding.pp, self.users))
         return np.asarray(high - self.slope * held)
@@ -260,74 +263,124 @@ class Layout:
         found = []
         for kind in range(len(self.kinds)):
             rows = [self._layer(kind, a) for a in self.alternatives]
-            found.append(tuple(np.stack([row[i] for row in rows]) for i in range(3)))
+            found.append(tuple(np.stack([row[i] for row in rows]) for i in range(3)))  # computing, prefetched, late
         return tuple(found)  # type: ignore[arg-type]
 
-    def _layer(self, kind: int, a: Alternative) -> tuple[Array, Array, Array]:
-        """`offload.layer_times`, over blocks and numbers of users at once."""
-        shell, experts = self._device[kind, a.shell.name].parts, self._device[kind, a.experts.name].parts
-        device = np.stack([shell[0], experts[1], shell[2]])
-        if a.mode is ON_DEVICE:
-            return device.sum(axis=0), np.zeros_like(device[0]), np.zeros_like(device[0])
-        step, link = self.kinds[kind].step, self.link_s_per_byte
-        there = np.stack([self._host[kind, f.name].parts[i] for i, f in enumerate((a.shell, a.experts, a.shell))])
-        own, _ = self.state
-        copied = np.stack(
-            [
-                np.broadcast_to(self._bytes[a.shell.name][0][:, None], own.shape),
-                self._bytes[a.experts.name][1][:, None] * self._missed(kind, a.cached),
-                own * state_share(self.base, step),
-            ]
-        )
-        factors = link_factors(self.base)
-        computing, prefetched, late = np.zeros_like(own), np.zeros_like(own), np.zeros_like(own)
-        handed = np.zeros(self.users, dtype=bool)
-        layers = np.array(self.counts, float)[:, None]
-        for index, part in enumerate(PARTS):
-            where: Where = getattr(a.mode, part)
-            copies = copied[index] * link * factors[index]
-            if where is Where.DEVICE:
-                computing = computing + device[index]
-                continue
-            better = np.zeros(self.users, dtype=bool)
-            if where is Where.HOST and step.phase is Phase.PREFILL:
-                over = (layers * np.maximum(copies, device[index])).sum(axis=0)
-                better = over < (layers * there[index]).sum(axis=0)
-            on_host = (where is Where.HOST) & ~better
-            computing = computing + np.where(on_host, there[index], device[index])
-            handed |= on_host
-            waits = part == "experts" and a.mode.shell is Where.DEVICE and step.phase is Phase.DECODE
-            moved = np.where(on_host, 0.0, copies)
-            late, prefetched = (late + moved, prefetched) if waits else (late, prefetched + moved)
-        if a.mode.shell is not Where.HOST:
-            computing = computing + np.where(handed, self._handover(kind), 0.0)
-        return computing, prefetched, late
+    def _layer(self, kind: int, a: Alternative) -> LayerTimes:
+        return layer_times(_Costs(self, kind, a), a.mode, a.cached, a.tier)
 
-    def _missed(self, kind: int, cached: float) -> Array:
+    def device_parts(self, kind: int, a: Alternative) -> Array:
+        """Seconds of the parts of a layer on the device, (parts, blocks, users)."""
+        return self._parts(self._device, kind, a)
+
+    def host_parts(self, kind: int, a: Alternative) -> Array:
+        """Seconds of them on the host."""
+        return self._parts(self._host, kind, a)
+
+    def _parts(self, side: dict[tuple[int, str], Seconds], kind: int, a: Alternative) -> Array:
+        shell, experts = side[kind, a.shell.name].parts, side[kind, a.experts.name].parts
+        return np.stack([shell[0], experts[1], shell[2]])
+
+    def copied_bytes(self, kind: int, a: Alternative) -> tuple[Array, Array, Array]:
+        """Bytes of each part that a step copies to a device, (parts, blocks, users); the same of all devices; of the
+        inputs instead of the state, (blocks, users)."""
+        share = state_share(self.base, self.kinds[kind].step)
+        here, whole = self._whose(a)
+        own, all_ = (
+            np.stack([*(np.broadcast_to(w[:, None], b.state.shape) for w in (b.shell, b.experts)), b.state * share])
+            for b in (here, whole)
+        )
+        return own, all_, here.inputs * share
+
+    def remade(self, kind: int, weights: WeightFormat) -> Array:
+        """Seconds of making a layer's keys and values again, (blocks, users)."""
+        asked = self._in(weights)
+        shape = (len(self.counts), self.users)
+        if not remakes(asked):
+            return np.zeros(shape)
+        found = seconds_by_block(asked, remaking(asked, self.kinds[kind].step, self.calibrations))
+        return np.broadcast_to(found.reshape(shape[0], -1), shape)
+
+    def chosen(self, kind: int, cached: float) -> Array:
         """Share of a layer's expert bytes a step fetches, (blocks, users)."""
         if not self.base.model.has_experts:
             return np.zeros((len(self.counts), self.users))
-        if (kind, cached) not in self._shares_missed:
-            self._shares_missed[kind, cached] = self._miss(kind, cached)
-        return self._shares_missed[kind, cached]
+        if (kind, cached) not in self._shares_chosen:
+            self._shares_chosen[kind, cached] = self._choose(kind, cached)
+        return self._shares_chosen[kind, cached]
 
     @cached_property
-    def _shares_missed(self) -> dict[tuple[int, float], Array]:
+    def _shares_chosen(self) -> dict[tuple[int, float], Array]:
         return {}
 
-    def _miss(self, kind: int, cached: float) -> Array:
+    def _choose(self, kind: int, cached: float) -> Array:
         rows = []
         for at in range(self.users):
-            rows.append(StepCosts(self._one(at), one_step(self.kinds[kind].step, at), self.calibrations).missed(cached))
+            rows.append(StepCosts(self._one(at), one_step(self.kinds[kind].step, at), self.calibrations).chosen(cached))
         return np.stack(rows, axis=1)[self.first_layers]
 
-    def _handover(self, kind: int) -> Array:
+    def handover(self, kind: int) -> Array:
+        """Seconds of the hidden state to the host and back, (users,)."""
         step, model = self.kinds[kind].step, self.base.model
         size = np.broadcast_to(step.tokens, (self.users,)) * model.hidden * self.base.numerics.activations.bytes
         return np.asarray(2.0 * StepCosts(self.base, step, self.calibrations).copy(size).time_s)
 
     def _one(self, at: int) -> Scenario:
         return self.base.but(batch=float(np.ravel(self.base.batch)[at]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Costs:
+    """The parts of an alternative's layers, as `layer_parts.PartCosts` asks for them: (parts, blocks, users)."""
+
+    layout: Layout
+    kind: int
+    alternative: Alternative
+
+    @cached_property
+    def on_device(self) -> Array:
+        return self.layout.device_parts(self.kind, self.alternative)
+
+    @cached_property
+    def on_host(self) -> Array:
+        return self.layout.host_parts(self.kind, self.alternative)
+
+    @cached_property
+    def _copied(self) -> tuple[Array, Array, Array]:
+        return self.layout.copied_bytes(self.kind, self.alternative)
+
+    @property
+    def copying(self) -> Array:
+        factors = link_factors(self.layout.base)[:, None, None]
+        return np.asarray(self._copied[0] * self.layout.link_s_per_byte * factors)
+
+    @property
+    def over_cxl(self) -> Array:
+        return np.asarray(self._copied[1] * cxl_s_per_byte(self.layout.base.fleet))
+
+    @property
+    def copying_inputs(self) -> Array:
+        kv = PARTS.index("kv")
+        return np.asarray(self._copied[2] * self.layout.link_s_per_byte * link_factors(self.layout.base)[kv])
+
+    @property
+    def remaking(self) -> Array:
+        return self.layout.remade(self.kind, self.alternative.shell)
+
+    @property
+    def repeats(self) -> Array:
+        return np.array(self.layout.counts, float)
+
+    @property
+    def handing_over(self) -> Array:
+        return self.layout.handover(self.kind)
+
+    @property
+    def decoding(self) -> bool:
+        return self.layout.kinds[self.kind].step.phase is Phase.DECODE
+
+    def chosen(self, cached: float) -> Array:
+        return self.layout.chosen(self.kind, cached)
 
 
 def one_step(step: Step, at: int) -> Step:
@@ -343,10 +396,14 @@ def one_step(step: Step, at: int) -> Step:
 
 
 def combinations(
-    formats: Sequence[WeightFormat], modes: Sequence[tuple[Mode, float]], has_experts: bool
+    formats: Sequence[WeightFormat],
+    modes: Sequence[tuple[Mode, float]],
+    has_experts: bool,
+    tiers: Sequence[MemoryTier] = (MemoryTier.HOST,),
 ) -> tuple[Alternative, ...]:
-    """Every mode with every format; experts may be narrower than the shell around them."""
+    """Every mode with every format, kept in every tier; experts may be narrower than the shell around them."""
     pairs = [(f, f) for f in formats]
     if has_experts:
         pairs += [(s, e) for i, s in enumerate(formats) for e in formats[i + 1 :]]
-    return tuple(Alternative(s, e, mode, cached) for s, e in pairs for mode, cached in modes)
+    kept = [(m, c, t) for m, c in modes for t in (tiers if m is not ON_DEVICE else tiers[:1])]
+    return tuple(Alternative(s, e, mode, cached, tier) for s, e in pairs for mode, cached, tier in kept)

@@ -33,11 +33,14 @@ class Taken(NamedTuple):
     layers: int
 
 
-class FromDrive(NamedTuple):
-    """Bytes the host has no memory for: weights it reads from its drive, KV cache it keeps there."""
+class Assignment(NamedTuple):
+    """What a program decides: the layers; bytes the host has no memory for (weights read from its drive, KV cache kept
+    there); how many copied layers before theirs copies begin."""
 
-    weights: float = 0.0
-    state: float = 0.0
+    taken: tuple[Taken, ...]
+    weights_on_drive: float = 0.0
+    state_on_drive: float = 0.0
+    ahead: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +105,14 @@ def per_token_scale(question: Question, users: float, replicas: int, devices: in
     return seconds
 
 
+class Tightened(NamedTuple):
+    """Shares of the memory and of the times allowed that may be used, where the simulator refused what took all."""
+
+    memory: float = 1.0
+    pace: float = 1.0
+    first: float = 1.0
+
+
 @dataclass(eq=False)
 class Program:
     """The variables of a frame; rows are added by the constraint functions."""
@@ -112,11 +123,12 @@ class Program:
     layers: dict[tuple[int, int, int], Any] = field(default_factory=dict)  # stage, block, alternative
     times: list[Any] = field(default_factory=list)  # seconds of each kind of step
     used: dict[int, Any] = field(default_factory=dict)  # whether an alternative with buffers is taken at all
-    buffers: Any = 0.0  # GiB
+    buffers: Any = 0.0  # GiB, for copies and for what is made again
+    made: Any = 0.0  # GiB of it for keys and values made again
+    waits: Any = 0.0  # 1: layers wait for their copies, one buffer is enough
     from_drive: Any = 0.0  # GiB of the host's weights that its memory has no room for
     state_on_drive: Any = 0.0  # GiB of the KV cache it has no room for
-    tightened: float = 1.0  # share of the memory that may be used
-    tightened_pace: float = 1.0
+    tightened: Tightened = Tightened()
 
     @property
     def touched(self) -> float:
@@ -135,7 +147,10 @@ class Program:
 
 
 def build(
-    question: Question, frame: Frame, tightened: float = 1.0, tightened_pace: float = 1.0, below: float = float("inf")
+    question: Question,
+    frame: Frame,
+    tightened: Tightened = Tightened(),  # noqa: B008 - a value without state
+    below: float = float("inf"),
 ) -> Program:
     """The program with all its rows and its objective; only plans `below` a value of the goal are wanted."""
     import pulp
@@ -143,18 +158,24 @@ def build(
     from .constraints import CONSTRAINTS
 
     program = Program(question, frame, pulp.LpProblem("plan", pulp.LpMinimize))
-    program.tightened, program.tightened_pace = tightened, tightened_pace
+    program.tightened = tightened
     for s in range(frame.stages):
         for b, count in enumerate(frame.counts):
             for a in range(len(frame.alternatives)):
                 program.layers[s, b, a] = program.problem.add_variable(f"layers_{s}_{b}_{a}", 0, count, "Integer")
     for k in range(len(frame.family.layout.kinds)):
         program.times.append(program.problem.add_variable(f"seconds_{k}", 0))
-    _, _, staging = frame.family.layout.bytes_
-    for buffered in np.flatnonzero(staging[:, frame.at] > 0):
+    held = frame.family.layout.bytes_
+    for buffered in np.flatnonzero(held.buffer[:, frame.at] > 0):
         program.used[int(buffered)] = program.problem.add_variable(f"used_{buffered}", 0, 1, "Binary")
     if program.used:
         program.buffers = program.problem.add_variable("buffers", 0)
+        depths = question.engine.prefetch_depths
+        program.waits = float(max(depths) == 0)
+        if min(depths) == 0 < max(depths):
+            program.waits = program.problem.add_variable("waits", 0, 1, "Binary")
+    if held.made[:, frame.at].any():
+        program.made = program.problem.add_variable("made", 0)
     if frame.family.placed and question.fleet.storage is not None:
         program.from_drive = program.problem.add_variable("from_drive", 0)
         if question.engine.drive_beside:
@@ -171,6 +192,11 @@ def build(
     return program
 
 
+def least_ahead(question: Question) -> int:
+    """The smallest prefetch depth of the engine that is one: what copies take beside the computing (0: it has none)."""
+    return min((depth for depth in question.engine.prefetch_depths if depth), default=0)
+
+
 def objective_unit(question: Question, frame: Frame) -> float:
     """The goal's value if every kind of step took a millisecond: keeps the solver's numbers near one."""
     return max(1e-300, float(frame.weights_of(question).sum()) * 1e-3)
@@ -181,14 +207,21 @@ def host_room(question: Question) -> float:
     return HOST_SHARE * (question.fleet.host_memory_bytes or 0.0)
 
 
+def cxl_room(question: Question) -> float:
+    """Bytes of memory behind CXL a plan may use."""
+    cxl = question.fleet.cxl
+    return 0.0 if cxl is None or cxl.capacity_bytes is None else HOST_SHARE * cxl.capacity_bytes.value
+
+
 def placement_of(each: list[Alternative]) -> Placement:
     """The placement that gives each layer its alternative's mode; layers at the end that stay need no stretch."""
     stretches: list[Stretch] = []
     for a in each:
-        if stretches and (stretches[-1].mode, stretches[-1].cached) == (a.mode, a.cached):
+        alike = Stretch(a.mode, 1, a.cached, a.tier)
+        if stretches and stretches[-1]._replace(layers=1) == alike:
             stretches[-1] = stretches[-1]._replace(layers=stretches[-1].layers + 1)
         else:
-            stretches.append(Stretch(a.mode, 1, a.cached))
+            stretches.append(alike)
     while stretches and stretches[-1].mode is ON_DEVICE:
         stretches.pop()
     return Placement(tuple(stretches))

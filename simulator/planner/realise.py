@@ -13,27 +13,27 @@ from ..scenario import ON_DEVICE, Numerics, Scenario, Sharding, stage_layers
 from ..workload.formats import WeightFormat
 from ..workload.model import Block, Model
 from .prices import Alternative
-from .program import Frame, FromDrive, Taken, placement_of
+from .program import Assignment, Frame, Taken, placement_of
 from .question import Question
 
 BlockFormats = dict[tuple[int | None, bool], WeightFormat]
 
 
-def realise(question: Question, frame: Frame, taken: tuple[Taken, ...], from_drive: FromDrive) -> Scenario:
+def realise(question: Question, frame: Frame, assignment: Assignment) -> Scenario:
     """The scenario of one replica: its users, layout, KV format, layer formats and placement."""
     base = frame.family.layout.base
-    each = _layer_by_layer(question.model, base.sharding, taken)
+    each = _layer_by_layer(question.model, base.sharding, assignment.taken)
     model, usual = with_formats(question.model, [a for _, a in each])
     stages = _stage_sizes(base.sharding, each)
     sharding = base.sharding._replace(stages=stages if _uneven(question.model, base.sharding, stages) else ())
     numerics = Numerics(usual, base.numerics.kv, base.numerics.activations)
     scenario = base.but(model=model, batch=frame.users, sharding=sharding, numerics=numerics)
     if frame.family.placed:
-        placement = placement_of([a for _, a in each])
+        placement = placement_of([a for _, a in each])._replace(ahead=assignment.ahead)
         held = moved(scenario.but(placement=placement))
         placement = placement._replace(
-            storage_share=_share(from_drive.weights, held.host_weights),
-            state_on_drive=_share(from_drive.state, float(np.max(held.host_state))),
+            storage_share=_share(assignment.weights_on_drive, held.host_weights),
+            state_on_drive=_share(assignment.state_on_drive, float(np.max(held.host_state))),
         )
         scenario = scenario.but(placement=placement)
     return scenario

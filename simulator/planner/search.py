@@ -17,12 +17,12 @@ from ..calibration import CalibrationSet
 from ..estimate import Estimate
 from ..generation import generate
 from ..memory import Ledger, ledger
-from ..scenario import Scenario
+from ..scenario import MemoryTier, Scenario
 from ..serving import Load, serve
 from .bounds import first_bounds
 from .frames import Family
 from .frames import families as domain
-from .program import Frame, FromDrive, Taken, per_token_scale
+from .program import Assignment, Frame, Taken, Tightened, host_room, per_token_scale
 from .question import Goal, Question
 from .realise import realise
 from .solve import Outcome, solve
@@ -179,29 +179,50 @@ def look_at(
 
     What the ledger or the simulated pace refuses is solved again with that much less of it: the bound stays the first.
     """
-    tightened = tightened_pace = 1.0
-    proved = np.inf
+    tightened, proved = Tightened(), np.inf
     for attempt in range(TRIES):
-        answer = solve(question, frame, tightened, tightened_pace, better_than)
+        answer = solve(question, frame, tightened, better_than)
         if attempt == 0:
             proved = min(answer.bound, better_than)
         if answer.outcome is Outcome.INFEASIBLE:
             return None, proved
-        simulated = simulate(question, frame, answer.taken, answer.from_drive, calibrations)
-        over = float(np.max(simulated.memory.high_bytes())) / question.budget_bytes()
-        late = 0.0 if question.limits.pace_s is None else float(simulated.pace.time_s) / question.limits.pace_s
-        if over <= 1.0 and late <= 1.0:
-            return simulated, proved
-        tightened *= min(1.0, 1.0 / over) - (1e-4 if over > 1 else 0.0)
-        tightened_pace *= min(1.0, 1.0 / late if late else 1.0) - (1e-4 if late > 1 else 0.0)
+        simulated = simulate(question, frame, answer.assignment, calibrations)
+        over = _taken_of(question, simulated)
+        if max(over) <= 1.0:
+            return _begun_earlier(question, frame, answer.assignment, simulated, calibrations), proved
+        tightened = Tightened(*(t * (1.0 / o - 1e-4 if o > 1 else 1.0) for t, o in zip(tightened, over, strict=True)))
     return None, proved
 
 
-def simulate(
-    question: Question, frame: Frame, taken: tuple[Taken, ...], from_drive: FromDrive, calibrations: CalibrationSet
+def _taken_of(question: Question, plan: Simulated) -> Tightened:
+    """Shares of the memory and of the times allowed that a plan takes."""
+    limits = question.limits
+    return Tightened(
+        float(np.max(plan.memory.high_bytes())) / question.budget_bytes(),
+        0.0 if limits.pace_s is None else float(plan.pace.time_s) / limits.pace_s,
+        0.0 if limits.first_s is None else float(plan.first.time_s) / limits.first_s,
+    )
+
+
+def _begun_earlier(
+    question: Question, frame: Frame, assignment: Assignment, found: Simulated, calibrations: CalibrationSet
 ) -> Simulated:
+    """The plan with copies begun further ahead, where there is room for the buffers and layers are unlike enough."""
+    copied = {(t.block, t.alternative) for t in assignment.taken if t.alternative.mode.copies}
+    for depth in question.engine.prefetch_depths if len(copied) > 1 else ():
+        if depth <= assignment.ahead:
+            continue
+        deeper = simulate(question, frame, assignment._replace(ahead=depth), calibrations)
+        fits = max(_taken_of(question, deeper)) <= 1 and deeper.memory.tier_bytes(MemoryTier.HOST) <= host_room(
+            question
+        )
+        found = deeper if fits and deeper.objective < found.objective else found
+    return found
+
+
+def simulate(question: Question, frame: Frame, assignment: Assignment, calibrations: CalibrationSet) -> Simulated:
     """Price an assignment: continuous batching where the devices hold the model, else a batch at a time."""
-    scenario = realise(question, frame, taken, from_drive)
+    scenario, taken = realise(question, frame, assignment), assignment.taken
     layout = frame.family.layout
     if frame.family.placed:
         made = generate(scenario, question.output, calibrations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from .program import GIB, Frame, FromDrive, Program, Taken, build, objective_unit
+from .program import GIB, Assignment, Frame, Program, Taken, Tightened, build, least_ahead, objective_unit
 from .question import Question
 
 RELATIVE_GAP = 1e-3
@@ -26,32 +26,33 @@ class Solved(NamedTuple):
     outcome: Outcome
     objective: float
     bound: float
-    taken: tuple[Taken, ...]
-    from_drive: FromDrive
+    assignment: Assignment
 
 
 def solve(
-    question: Question, frame: Frame, tightened: float = 1.0, tightened_pace: float = 1.0, below: float = float("inf")
+    question: Question,
+    frame: Frame,
+    tightened: Tightened = Tightened(),  # noqa: B008 - a value without state
+    below: float = float("inf"),
 ) -> Solved:
-    """Solve a frame's program; the tightenings are shares of the memory and of the pace that may be used.
-
-    Where no plan is `below` that value of the goal the frame counts as infeasible.
-    """
+    """Solve a frame's program. Where no plan is `below` that value of the goal the frame counts as infeasible."""
     import pulp
 
-    program = build(question, frame, tightened, tightened_pace, below)
+    program = build(question, frame, tightened, below)
     solver = pulp.HiGHS(msg=False, gapRel=RELATIVE_GAP, timeLimit=SECONDS, threads=1)
     program.problem.solve(solver)
     status = program.problem.sol_status
     if status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
-        return Solved(Outcome.INFEASIBLE, float("inf"), float("inf"), (), FromDrive())
+        return Solved(Outcome.INFEASIBLE, float("inf"), float("inf"), Assignment(()))
     info = program.problem.solverModel.getInfo()
     unit = objective_unit(question, frame)
     objective = float(pulp.value(program.problem.objective)) * unit
     bound = min(objective, float(info.mip_dual_bound) * unit)
     outcome = Outcome.OPTIMAL if status == pulp.LpSolutionOptimal else Outcome.FEASIBLE
-    drive = FromDrive(*(_bytes(each) for each in (program.from_drive, program.state_on_drive)))
-    return Solved(outcome, objective, bound, _taken(program), drive)
+    waits = program.waits if isinstance(program.waits, float) else float(program.waits.value() or 0.0)
+    ahead = 0 if waits > 0.5 else least_ahead(question)
+    drive, state = _bytes(program.from_drive), _bytes(program.state_on_drive)
+    return Solved(outcome, objective, bound, Assignment(_taken(program), drive, state, ahead))
 
 
 def _bytes(gib: object) -> float:

@@ -175,17 +175,17 @@ class PlaceCosts:
     @cached_property
     def device_bytes(self) -> Array:
         """Bytes of a layer here."""
-        return np.asarray(self.layout.bytes_[0][:, :, 0])
+        return np.asarray(self.layout.bytes_.device[:, :, 0])
 
     @cached_property
     def host_bytes(self) -> Array:
         """Bytes of a layer in the memory of the node's host: all of it on a host, its experts where it has them."""
-        return np.asarray(self.device_bytes if self.place.on_host else self.layout.bytes_[1][:, :, 0])
+        return np.asarray(self.device_bytes if self.place.on_host else self.layout.bytes_.host[:, :, 0])
 
     @cached_property
     def host_weights(self) -> Array:
         """The part of them that is weights, which a drive may keep."""
-        state = self.layout.state[0][:, 0] if self.place.on_host else 0.0
+        state = self.layout.state[:, 0] if self.place.on_host else 0.0
         return np.asarray(self.host_bytes - state)
 
     @cached_property

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..estimate import Estimate, Terms, Tier, nothing, overhead, priced, total
+from ..layer_parts import PARTS, layer_times
 from ..memory import Ledger, TensorClass, ledger
-from ..offload import DRIVE_LOG_SD, OVERLAP, PARTS, Side, StepCosts, layer_times, shared_out, touched_share
+from ..offload import DRIVE_LOG_SD, OVERLAP, Side, StepCosts, shared_out, touched_share
 from ..overlap import norm_of
 from ..placement import layer_bytes
-from ..scenario import ON_DEVICE, Numerics, Scenario, Sharding, Stretch, Where
+from ..scenario import ON_DEVICE, Numerics, Scenario, Sharding, Where
 from ..schedule import COMPOSITION_LOG_SD
 from .place import HOST_SHARE
 from .prices import Alternative
@@ -201,7 +202,7 @@ def _stage(costs: StepCosts, here: Mask, alternatives: list[Alternative]) -> tup
     away = here & np.array([a.mode.experts is Where.HOST for a in alternatives])
     if not away.any():
         return _sum_of(costs, costs.device, share), nothing()
-    times = layer_times(costs, Stretch(alternatives[int(np.argmax(away))].mode, 1))
+    times = layer_times(costs, alternatives[int(np.argmax(away))].mode)
     copied = float(times.prefetched[away].sum())
     if copied:  # a prompt whose experts are copied over for it
         run = _sum_of(costs, costs.device, share)
@@ -214,7 +215,7 @@ def _stage(costs: StepCosts, here: Mask, alternatives: list[Alternative]) -> tup
 
 
 def _sum_of(costs: StepCosts, side: Side, share: npt.NDArray[np.float64]) -> Estimate:
-    operators = shared_out(costs, side, share)
+    operators = shared_out(costs, side.operators, share)
     return total(p.times.weighted_rows(p.table.count.sum(axis=1)) for p in operators)
 
 

@@ -145,7 +145,7 @@ def limits_of(question: Question, plan: Simulated) -> tuple[a.PlanLimit, ...]:
 
 def _layer_bytes(plan: Simulated) -> float:
     """The widest layer on a device: less room than that holds no further one."""
-    device, _, _ = plan.frame.family.layout.bytes_
+    device = plan.frame.family.layout.bytes_.device
     return float(device[:, :, plan.frame.at].max())
 
 
