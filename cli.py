@@ -39,6 +39,10 @@ class Step(StrEnum):
     prefill = "prefill"
 
 
+GUESSING = ("acceptance", "draft_length")  # of commands that price whole answers
+priced_alone = functools.partial(asking, without=GUESSING)
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Version and the date of the data.")] = False,
@@ -57,7 +61,7 @@ def _root(
         "fits ./model-Q4_K_M.gguf --gpu rtx-4090",
     )
 )
-@asking
+@priced_alone
 def fits(
     model: Annotated[
         str | None,
@@ -127,7 +131,7 @@ def _fits_one_pass(pipeline: "Pipeline", asked: Asked, unnamed: bool, json: bool
 
 
 @app.command(epilog=examples("explain qwen3-32b --gpu h200 --batch 16 --context 8k --plot roofline.png"))
-@asking
+@priced_alone
 def explain(
     model: Model,
     *,
@@ -146,7 +150,7 @@ def explain(
 
 
 @app.command(epilog=examples("memory mixtral-8x7b --gpu 2xa100-80gb --context 32k --plot map.png"))
-@asking
+@priced_alone
 def memory(model: Model, *, asked: Asked, plot: Plot = None, json: Json = False) -> None:
     """What takes the room: weights, KV cache, activations, graphs, context; allocated, reserved, nvidia-smi."""
     from . import api
@@ -194,7 +198,7 @@ def serve(
         "sweep qwen3-30b-a3b --gpu rtx-4090 --kv bf16,fp8 --plot sweep.png",
     ),
 )
-@functools.partial(asking, without=("gpu", "batch", "context", "weights", "kv"))
+@functools.partial(asking, without=("gpu", "batch", "context", "weights", "kv", *GUESSING))
 def sweep_(
     model: Model,
     *,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import InputError
-from .units import parse_bytes, parse_count, parse_rate
+from .units import parse_bytes, parse_count, parse_rate, parse_share
 
 if TYPE_CHECKING:
     from .api import Load
@@ -132,8 +132,8 @@ class Asked:
     engine: Annotated[
         str | None,
         option(
-            "Whose batching, kernels and memory: vllm, sglang, trtllm, llama.cpp, ktransformers, flexgen; vllm-0.12.0: "
-            "`serve` adds its overhead. Default: vllm, but llama.cpp for GGUF and on Apple, Radeon, Arc and CPUs.",
+            "Whose batching, kernels and memory: vllm, sglang, trtllm, llama.cpp, ktransformers, flexgen, accelerate; "
+            "vllm-0.12.0: `serve` adds its overhead. Default: vllm, but llama.cpp for GGUF, Apple, Radeon, Arc, CPUs.",
             "NAME",
         ),
     ] = None
@@ -147,6 +147,10 @@ class Asked:
     adapters: Annotated[str | None, option("LoRA adapters loaded at once.", "N")] = None
     adapter_rank: Annotated[str, option("Rank of the adapters.", "N")] = "16"
     draft: Annotated[str | None, option("Model that speculates ahead, kept beside it.", "MODEL")] = None
+    acceptance: Annotated[
+        str | None, option("How often a token guessed by --draft is right, such as 70%.", "PERCENT")
+    ] = None
+    draft_length: Annotated[int | None, option("Tokens guessed in a round; `plan` chooses.", "N", min=0)] = None
     graphs: Annotated[bool, option("Whether the engine captures CUDA graphs.")] = True
     flash_attention: Annotated[bool, option("Whether attention keeps no scores in memory.")] = True
     calibration: Annotated[str | None, option("Calibration file or folder; else $ROOFPLAN_CALIBRATION.", "PATH")] = None
@@ -195,7 +199,20 @@ class Asked:
             number(self.adapters, "--adapters"),
             parse_count(self.adapter_rank, "--adapter-rank"),
             None if self.draft is None else api.load_model(self.draft),
+            self.draft_length or 0,
+            self._acceptance(),
         )
+
+    def _acceptance(self) -> float:
+        """How often guesses are right; needed wherever they are priced."""
+        if self.acceptance is None:
+            if self.draft_length:
+                remedy = "say how often a guess is right: --acceptance 70%"
+                raise InputError("is needed with --draft-length", key="--acceptance", remedy=remedy)
+            return 0.0
+        if self.draft is None:
+            raise InputError("needs a model that guesses", key="--acceptance", remedy="name one with --draft")
+        return parse_share(self.acceptance, "--acceptance")
 
     def profile(self, device: "Device | None" = None, is_gguf: bool = False) -> "Engine":
         """The profile of the serving engine (the usual one where none is named) with the asker's own knobs."""

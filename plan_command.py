@@ -13,7 +13,7 @@ import typer
 
 from .errors import InputError
 from .options import Asked, Json, Model, Plot, asking, option
-from .units import parse_bytes, parse_count
+from .units import parse_bytes, parse_count, parse_share
 
 if TYPE_CHECKING:
     from .simulator.answers import Report
@@ -31,9 +31,6 @@ class Engines(StrEnum):
     LLAMA_CPP = "llama.cpp"
     KTRANSFORMERS = "ktransformers"
     ACCELERATE = "accelerate"
-
-
-PROFILE_OF = {Engines.ACCELERATE: "flexgen"}  # layers streamed, no graphs
 
 
 def register(
@@ -85,6 +82,9 @@ def register(
         price: Annotated[str | None, option("Price of a device, such as h200=3.5USD/h.", "NAME=MONEY")] = None,
         emit: Annotated[Engines | None, option("Write the plan as an engine's flags and files.")] = None,
         why: Annotated[bool, typer.Option(help="Solve again with a little more of everything.")] = True,
+        cxl: Annotated[
+            str | None, option("Memory the host reaches over CXL: 512GB, or 512GB@72GB/s.", "SIZE[@RATE]")
+        ] = None,
         plot: Plot = None,
         json: Json = False,
     ) -> None:
@@ -96,18 +96,21 @@ def register(
         if gpus is not None or link is not None:
             if gpus is None:
                 raise InputError("joins unlike devices, which --gpus names", key="--link", value=link)
-            if gpu is not None or emit is not None or len(goals) > 1:
-                raise InputError("goes without --gpu, --emit and a second goal", key="--gpus", value=gpus)
+            _refuse_with_unlike(gpus, {"--gpu": gpu, "--emit": emit, "--cxl": cxl, "--draft": asked.draft})
+            if len(goals) > 1:
+                raise InputError("goes without a second goal", key="--gpus", value=gpus)
             _unlike(model, asked, gpus, link, network, prompt, output, goals[0], limits, clients, answer, json, plot)
             return
         from . import plans
+        from .hwspecs.load import with_cxl
 
         if emit is not None and asked.engine is None:
-            asked = dataclasses.replace(asked, engine=PROFILE_OF.get(emit, emit.value))
+            asked = dataclasses.replace(asked, engine=emit.value)
         from .simulator.report.progress import Doing
 
         nodes, fleet_name = nodes_of(gpu)
         question = question_of(model, asked, fleet_name, nodes, prompt, output, goals[0], limits, per_hour, clients)
+        question = dataclasses.replace(question, fleet=with_cxl(question.fleet, cxl))
         if sensitivity is not None:
             question = _with_sensitivities(question, sensitivity)
         with Doing() as progress:
@@ -120,6 +123,12 @@ def register(
                 progress=progress,
             )
         _show(report, answer, json, plot)
+
+
+def _refuse_with_unlike(gpus: str, others: dict[str, object]) -> None:
+    for key, value in others.items():
+        if value is not None:
+            raise InputError("does not go with unlike devices (--gpus)", key=key, value=str(value), remedy="drop it")
 
 
 def _with_sensitivities(question: "Question", path: Path) -> "Question":
@@ -200,7 +209,12 @@ def question_of(
     is_gguf = loaded.origin.endswith(".gguf") or (wishes.weights is not None and wishes.weights.whole)
     own = asked.max_batched_tokens
     chunk = None if own is None else parse_count(own, "--max-batched-tokens")
-    pins = Pins(wishes.weights, wishes.kv, wishes.tp, wishes.pp, wishes.ep, clients, chunk, wishes.offload)
+    length = asked.draft_length
+    pins = Pins(wishes.weights, wishes.kv, wishes.tp, wishes.pp, wishes.ep, clients, chunk, wishes.offload, length)
+    extras = asked.extras()
+    if extras.draft is not None and asked.acceptance is None:
+        remedy = "say how often its guesses are right: --acceptance 70%"
+        raise InputError("is needed with --draft", key="--acceptance", remedy=remedy)
     return Question(
         model=loaded,
         fleet=fleet,
@@ -212,6 +226,7 @@ def question_of(
         engine=asked.profile(fleet.device, is_gguf),
         nodes=nodes,
         price_per_hour=per_hour,
+        extras=extras,
     )
 
 
@@ -243,7 +258,7 @@ def limits_of(
     return Limits(
         None if tpot_ms is None else _positive(tpot_ms, "--tpot-ms") / 1e3,
         None if ttft_ms is None else _positive(ttft_ms, "--ttft-service-ms") / 1e3,
-        None if ppl.strip().lower() == "any" else math.log1p(_share(ppl, "--max-ppl-increase")),
+        None if ppl.strip().lower() == "any" else math.log1p(parse_share(ppl, "--max-ppl-increase")),
         devices,
         None if power is None else _watts(power),
         None if cost is None else _money(cost, "--max-cost"),
@@ -254,13 +269,6 @@ def _positive(value: float, key: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise InputError("must be positive", key=key, value=value)
     return value
-
-
-def _share(text: str, key: str) -> float:
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
-    if found is None or float(found[1]) > 1000:
-        raise InputError("must be a percentage", key=key, value=text, remedy="write 1%, or any for no limit")
-    return float(found[1]) / 100
 
 
 def _watts(text: str) -> float:

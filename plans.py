@@ -14,7 +14,7 @@ from .simulator.calibration import CalibrationSet
 from .simulator.offload import StepCosts, step_time
 from .simulator.plan_answers import PlanAnswer, PlanLayers, PlanRow
 from .simulator.planner import changes
-from .simulator.planner.export import Planned, refusals
+from .simulator.planner.export import PREFETCH_DEPTHS, Planned, refusals
 from .simulator.planner.export import emit as emit_for
 from .simulator.planner.nodes import Node
 from .simulator.planner.question import Goal, Question
@@ -22,7 +22,7 @@ from .simulator.planner.search import Found, Simulated, refine, rivals, search
 from .simulator.report import plan_account as account
 from .simulator.report.account import evidence_of
 from .simulator.report.contract import envelope
-from .simulator.scenario import Phase, Step
+from .simulator.scenario import Phase, Scenario, Step
 from .simulator.serving import Load, operators_of, serve
 
 Progress = Callable[[str], None]
@@ -49,6 +49,9 @@ def ask_plan(
     def calibrations_of(asked: Question) -> Calibrations:
         return api.load_calibrations(asked.fleet, calibration, asked.engine.name)
 
+    if emit is not None:
+        engine = dataclasses.replace(question.engine, prefetch_depths=PREFETCH_DEPTHS)
+        question = dataclasses.replace(question, engine=engine)
     calibrations = calibrations_of(question)
     progress("looking at every layout and precision")
     can_run = None if emit is None else lambda plan: not refusals(emit, _planned(question, plan))
@@ -136,6 +139,7 @@ def _layers(plan: Simulated) -> tuple[PlanLayers, ...]:
             t.alternative.experts.name,
             t.alternative.mode.name,
             t.alternative.cached,
+            t.alternative.tier.value,
         )
         for t in plan.taken
     )
@@ -150,6 +154,14 @@ def _evidence(question: Question, plan: Simulated, calibrations: Calibrations) -
     served = serve(plan.scenario, load, calibrations)
     _, spent = operators_of(plan.scenario, load, served, calibrations)
     return evidence_of(served.time_per_output_token, spent, calibrations)
+
+
+def _guessing(scenario: Scenario) -> list[str]:
+    """The words of a plan's draft model."""
+    extras = scenario.extras
+    if extras.draft is None or not extras.draft_length:
+        return []
+    return [f"--draft {extras.draft.name} --draft-length {extras.draft_length} --acceptance {extras.acceptance:.0%}"]
 
 
 def _front(question: Question, second: Goal, found: Found, calibrations: CalibrationSet) -> tuple[PlanRow, ...]:
@@ -195,6 +207,7 @@ def _next(question: Question, plan: Simulated) -> str:
         f"roofplan serve {name} --gpu {question.fleet.sized(scenario.sharding.devices).label}",
         f"--clients {plan.frame.users:.0f} --prompt {question.prompt} --output {question.output}",
         f"--tp {scenario.sharding.tp} --pp {scenario.sharding.pp} --kv {scenario.numerics.kv}",
+        *_guessing(scenario),
         *([] if stored else [f"--weights {weights}"]),
     ]
     return f"{' '.join(words)}   (one replica, step by step)"

@@ -70,6 +70,14 @@ def parse_count(text: str, key: str) -> int:
     return int(value)
 
 
+def parse_share(text: str, key: str) -> float:
+    """A share of `70%`, up to a thousandfold."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if found is None or float(found[1]) > 1000:
+        raise InputError("must be a percentage", key=key, value=text, remedy="write it like 1%")
+    return float(found[1]) / 100
+
+
 def parse_counts(text: str, key: str) -> list[Sequence[int]]:
     """Whole numbers from a comma list of `8`, `1:256` (doubling from 1 up to 256) and `1k:8k:1k` (in steps of 1k).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os.path
 import re
 import tomllib
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 from ..dtypes import DType
 from ..errors import InputError, UnknownNameError
-from ..units import parse_rate
+from ..units import parse_bytes, parse_rate
 from . import names as spoken
 from .device import Cluster, Device, Fact, Fleet, Host, Kind, Link, Part, Source, Storage
 from .unified import as_sold
@@ -293,6 +294,31 @@ def with_drive(fleet: Fleet, drive: str | None) -> Fleet:
         fact = Fact(rate, "stated", Kind.DATASHEET)
         return dataclasses.replace(fleet, storage=dataclasses.replace(like, read_bytes_per_s=fact, sources=stated))
     return dataclasses.replace(fleet, storage=load(Storage, drive))
+
+
+def with_cxl(fleet: Fleet, cxl: str | None) -> Fleet:
+    """The fleet with memory behind CXL: its size, and at what rate the host reads it (`512GB@72GB/s`).
+
+    Without a rate as many modules of the bundled kind as hold it, all read at once.
+    """
+    if cxl is None:
+        return fleet
+    size, _, rate = cxl.partition("@")
+    module = load(Storage, "cxl-cz120")
+    held, one = parse_bytes(size, "--cxl"), module.capacity_bytes
+    assert one is not None
+    modules = math.ceil(held / one.value)
+    bytes_per_s = parse_rate(rate, "--cxl") if rate else modules * module.read_bytes_per_s.value
+    stated = {"stated": Source("stated on the command line", "the asker", "--cxl"), **module.sources}
+    kind = Kind.DATASHEET if rate else Kind.ASSUMED
+    there = dataclasses.replace(
+        module,
+        read_bytes_per_s=Fact(bytes_per_s, "stated", kind),
+        write_bytes_per_s=Fact(bytes_per_s, "stated", kind),
+        capacity_bytes=Fact(held, "stated", Kind.DATASHEET),
+        sources=stated,
+    )
+    return dataclasses.replace(fleet, cxl=there)
 
 
 STAND_IN = "desktop-ddr5"

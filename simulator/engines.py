@@ -74,6 +74,16 @@ PROFILES: Mapping[str, Engine] = MappingProxyType(
             prefetch_depths=(1,),
             cuts_layers=True,
         ),
+        # Accelerate's hooks copy a layer when it is called and drop it behind (hooks.py, AlignDevicesHook): nothing is
+        # begun ahead, a batch's prompts pass each layer together, transformers' offloaded cache waits on the host.
+        "accelerate": Engine(
+            name="accelerate",
+            graphs=False,
+            mixes_prefill=False,
+            offloads=(LAYERS_STREAMED, KV_STREAMED),
+            whole_blocks=True,
+            prefetch_depths=(0,),
+        ),
     }
 )
 

@@ -11,13 +11,16 @@ from .estimate import Array, Estimate
 from .offload import StepCosts, step_time
 from .scenario import Engine, Number, Phase, Scenario, Step
 from .schedule import COMPOSITION_LOG_SD
+from .speculation import checking, drafting, tokens_per_round
 
 
 class Generated(NamedTuple):
-    """Taking a batch's prompts in, one decode step at the mean context, and time per output token of each user."""
+    """Taking a batch's prompts in, one decode step at the mean context, and time per output token of each user: of
+    decoding alone, and with its share of the prompts."""
 
     first: Estimate
     decode_step: Estimate
+    alone: Estimate
     per_token: Estimate
 
 
@@ -41,6 +44,11 @@ def generate(scenario: Scenario, output: int, calibrations: CalibrationSet) -> G
     prompt, batch = int(scenario.prompt), float(scenario.batch)
     step, times = batch_steps(prompt, batch, scenario.engine)
     first = step_time(StepCosts(scenario, step, calibrations)).time.scaled(times).displaced(COMPOSITION_LOG_SD)
-    decode = Step(Phase.DECODE, batch, 1, np.asarray(prompt + output / 2))
-    one = step_time(StepCosts(scenario, decode, calibrations)).time.displaced(COMPOSITION_LOG_SD)
-    return Generated(first, one, one + first.scaled(1.0 / output))
+    decode = checking(Step(Phase.DECODE, batch, 1, np.asarray(prompt + output / 2)), scenario.extras)
+    one = step_time(StepCosts(scenario, decode, calibrations)).time
+    if scenario.extras.draft_length:
+        one = one + drafting(scenario, decode, calibrations)
+        first = first + drafting(scenario, step, calibrations).scaled(times)
+    one = one.displaced(COMPOSITION_LOG_SD)
+    alone = one.scaled(1.0 / tokens_per_round(scenario.extras))
+    return Generated(first, one, alone, alone + first.scaled(1.0 / output))

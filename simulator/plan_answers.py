@@ -26,7 +26,10 @@ class PlanQuestion(NamedTuple):
 
 
 class PlanLayers(NamedTuple):
-    """So many layers of a block on a pipeline stage, their formats, and where they are kept and run."""
+    """So many layers of a block on a pipeline stage, their formats, and where they are kept and run.
+
+    What leaves the device is kept in `tier`: host, or cxl for memory behind that link.
+    """
 
     stage: int
     block: str
@@ -35,11 +38,13 @@ class PlanLayers(NamedTuple):
     experts: str
     where: str
     cached_share: float
+    tier: str
 
 
 class PlanRow(NamedTuple):
     """A plan: `users` of each of `replicas` at once, prompts in steps of at most `chunk_tokens`.
 
+    Copies are begun `prefetch_depth` copied layers before theirs; a draft model guesses `draft_length` tokens a round.
     `goal` is what was to be made small, in `PlanProof.unit`.
 
     `ratio` is its goal over the best plan's; `tie` says that measurements could turn the two around.
@@ -54,6 +59,8 @@ class PlanRow(NamedTuple):
     weights: str
     kv: str
     where: str
+    prefetch_depth: int
+    draft_length: int
     goal: float
     ratio: float
     tie: bool

@@ -260,13 +260,33 @@ class Extras(NamedTuple):
     """What keeps memory beside a model and its users' own state.
 
     `shared_prefix` tokens of every context are the same for all users and kept once. `adapters` LoRA adapters of
-    `adapter_rank` stay loaded. `draft` is the model that speculates ahead, with a state of its own for every user.
+    `adapter_rank` stay loaded. `draft` is the model that speculates ahead, with a state of its own for every user:
+    `draft_length` tokens a round (0: that is not priced), each right with the chance `acceptance`.
     """
 
     shared_prefix: int = 0
     adapters: int = 0
     adapter_rank: int = 16
     draft: Model | None = None
+    draft_length: int = 0
+    acceptance: float = 0.0
+
+    def check(self, sharding: Sharding) -> None:
+        """Refuse guesses that nothing makes, and chances that are none."""
+        if not 0 <= self.acceptance <= 1:
+            raise InputError("must lie in [0, 1]", key="--acceptance", value=self.acceptance)
+        if not 0 <= self.draft_length <= MOST_GUESSES:
+            raise InputError(f"must be 0 to {MOST_GUESSES}", key="--draft-length", value=self.draft_length)
+        if self.draft_length and self.draft is None:
+            raise InputError("needs a model that guesses", key="--draft-length", remedy="name one with --draft")
+        if self.draft_length and sharding.pp > 1:
+            remedy = "ask for --pp 1"
+            raise InputError(
+                "is not priced in a pipeline", key="--draft-length", value=self.draft_length, remedy=remedy
+            )
+
+
+MOST_GUESSES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,6 +325,7 @@ class Scenario:
         ):
             problem = f"must cut {self.model.layers} layers into {self.sharding.pp} stages"
             raise InputError(problem, key="stages", value=self.sharding.stages)
+        self.extras.check(self.sharding)
         if self.sharding.ep != 1:
             self._refuse_uneven_experts()
 

@@ -27,6 +27,7 @@ from .lowering.decoder import lower
 from .memory import ledger
 from .scenario import Phase, Scenario, Step
 from .schedule import COMPOSITION_LOG_SD, Priced, pipeline_cycle, price, stages_of
+from .speculation import checking, drafting, tokens_per_round
 from .tensor_bytes import kv_cache_bytes
 
 BATCHES = 25  # points at which the fixed point is bracketed
@@ -37,13 +38,20 @@ FULL = 0.98  # share of the room for prompts from which on it is what limits
 class Load(NamedTuple):
     """Clients of a closed loop and the mean lengths of their prompts and answers, in tokens.
 
-    `alike`: all requests have these very lengths, so that requests that start together end together.
+    `alike`: all requests have these very lengths, so that requests that start together end together. `per_step` are the
+    tokens a decode step yields for each request: more than one where a draft model guesses.
     """
 
     clients: float
     prompt: float
     output: float
     alike: bool = False
+    per_step: float = 1.0
+
+    @property
+    def steps(self) -> float:
+        """Decode steps of an answer."""
+        return self.output / self.per_step
 
 
 class Served(NamedTuple):
@@ -66,13 +74,13 @@ class Served(NamedTuple):
 
 def serve(scenario: Scenario, load: Load, calibrations: CalibrationSet) -> Served:
     """The steady state of a load on the scenario's model, layout and engine."""
-    held = admitted(scenario, load)
+    held = admitted(scenario, load._replace(per_step=tokens_per_round(scenario.extras)))
     batches = np.unique(np.round(np.geomspace(1.0, held.clients, BATCHES), 3))
     points = _at(scenario, held, batches, calibrations)
     running = _fixed_point(scenario.engine.mixes_prefill, held, batches, points)
     final = _at(scenario, held, np.asarray(running), calibrations)
     return Served(
-        time_per_output_token=final.time.displaced(COMPOSITION_LOG_SD),
+        time_per_output_token=final.time.scaled(1.0 / held.per_step).displaced(COMPOSITION_LOG_SD),
         first_token_service=final.service.displaced(COMPOSITION_LOG_SD),
         decode_step=final.decode.displaced(COMPOSITION_LOG_SD),
         time_per_token_of_all=_slowest(final, held, running).displaced(COMPOSITION_LOG_SD),
@@ -89,7 +97,7 @@ def _slowest(final: _Points, load: Load, running: float) -> Estimate:
 
     Where few tokens follow long prompts less than one request decodes at a time, and the prompts set the pace.
     """
-    life = (final.time.scaled(load.output) + final.service).scaled(1.0 / (load.output * load.clients))
+    life = (final.time.scaled(load.steps) + final.service).scaled(1.0 / (load.output * load.clients))
     prompts = final.service.scaled(1.0 / (load.output * float(final.steps.wave)))
     return max((final.of_all, life, prompts), key=lambda each: float(each.time_s))
 
@@ -135,7 +143,7 @@ def steps_of(scenario: Scenario, load: Load, running: Array) -> Steps:
     room = np.maximum(engine.max_batched_tokens - (running if engine.mixes_prefill else 0.0 * running), 1.0)
     pieces = np.ceil(load.prompt / room) if engine.chunks_prefill else np.ones_like(running)
     wave = np.clip(room / load.prompt, 1.0, load.clients)
-    coming = np.maximum(_endured(engine.mixes_prefill, load, running, wave) / load.output * pieces / stages, 1e-9)
+    coming = np.maximum(_endured(engine.mixes_prefill, load, running, wave) / load.steps * pieces / stages, 1e-9)
     together = wave if load.alike else np.minimum(coming / -np.expm1(-coming), wave)
     met = wave if load.alike else np.minimum(1.0 + coming, wave)
     share = np.minimum(coming / together, 1.0) if engine.mixes_prefill else np.asarray(coming / together)
@@ -144,9 +152,10 @@ def steps_of(scenario: Scenario, load: Load, running: Array) -> Steps:
         size = np.asarray(load.prompt / pieces)
         prefill = Step(Phase.PREFILL, prompts, size, size * (pieces - 1) / 2)
         mixed = engine.mixes_prefill and in_company
-        return _decoding(load, running / stages)._replace(riding=prefill) if mixed else prefill
+        together = checking(_decoding(load, running / stages), scenario.extras)
+        return together._replace(riding=prefill) if mixed else prefill
 
-    decode = _decoding(load, running / stages, engine.graphs)
+    decode = checking(_decoding(load, running / stages, engine.graphs), scenario.extras)
     own = taking(met, in_company=bool(np.any(np.asarray(load.clients) > 1)))
     return Steps(decode, taking(together), own, share, np.asarray(coming / wave), pieces, wave)
 
@@ -179,10 +188,10 @@ def _decoding(load: Load, sequences: Array, captured: bool = False) -> Step:
 def _prompt_share(mixes: bool, load: Load, steps: Steps) -> float:
     """Share of all steps that take prompts in; of a wave a request endures half of them only."""
     if load.clients == 1:  # nobody decodes while its own prompt is taken in, step after step
-        return float(steps.pieces / (steps.pieces + load.output))
+        return float(steps.pieces / (steps.pieces + load.steps))
     if mixes:
         return float(steps.share)
-    often = float(load.clients / steps.wave * steps.pieces / load.output if load.alike else steps.share)
+    often = float(load.clients / steps.wave * steps.pieces / load.steps if load.alike else steps.share)
     return often / (1.0 + often)
 
 
@@ -190,7 +199,8 @@ def operators_of(
     scenario: Scenario, load: Load, served: Served, calibrations: CalibrationSet
 ) -> tuple[tuple[Priced, ...], tuple[Priced, ...]]:
     """The operators of the decode step, and all that the time per output token is spent on, each by its share of it."""
-    steps = steps_of(scenario, load._replace(clients=served.in_flight), np.asarray(served.running))
+    held = load._replace(clients=served.in_flight, per_step=tokens_per_round(scenario.extras))
+    steps = steps_of(scenario, held, np.asarray(served.running))
     decoding, taking = (price(lower(scenario, step), scenario, calibrations) for step in (steps.decode, steps.taking))
     alone = 1.0 - steps.share if scenario.engine.mixes_prefill else np.ones(())
     spent = [Priced(p.table, p.times.scaled(alone)) for p in decoding]
@@ -217,9 +227,9 @@ def _at(scenario: Scenario, load: Load, running: Array, calibrations: Calibratio
     decode, taking = (_step(scenario, step, stages, calibrations) for step in (steps.decode, steps.taking))
     service = _step(scenario, steps.own, np.ones(()), calibrations).scaled(steps.pieces)
     time = decode.scaled(1.0 - steps.share if mixes else 1.0) + taking.scaled(steps.share)
-    of_all = time.scaled(1.0 / running)
+    of_all = time.scaled(1.0 / (running * load.per_step))
     if load.alike and not mixes:
-        life = decode.scaled(load.output) + service.scaled(load.clients / steps.wave)
+        life = decode.scaled(load.steps) + service.scaled(load.clients / steps.wave)
         of_all = life.scaled(1.0 / (load.output * load.clients))
     return _Points(time, service, decode, of_all, steps)
 
@@ -227,7 +237,8 @@ def _at(scenario: Scenario, load: Load, running: Array, calibrations: Calibratio
 def _step(scenario: Scenario, step: Step, micro_batches: Array, calibrations: CalibrationSet) -> Estimate:
     """One step of every micro-batch, with what the engine spends around it."""
     operators = price(lower(scenario, step), scenario, calibrations)
-    return pipeline_cycle(stages_of(operators), micro_batches) + overhead(scenario.engine.step_overhead_s)
+    once = pipeline_cycle(stages_of(operators), micro_batches) + overhead(scenario.engine.step_overhead_s)
+    return once + drafting(scenario, step, calibrations) if scenario.extras.draft_length else once
 
 
 def _fixed_point(mixes: bool, load: Load, batches: Array, points: _Points) -> float:
@@ -235,7 +246,7 @@ def _fixed_point(mixes: bool, load: Load, batches: Array, points: _Points) -> fl
 
     Where prompts ride along no more requests run than steps have room for the prompts that follow them.
     """
-    answer = load.output * points.time.time_s
+    answer = load.steps * points.time.time_s
     held = load.clients * answer / (answer + points.service.time_s)
     if mixes:
         held = np.minimum(held, np.where(points.steps.asked > 1, batches / points.steps.asked, np.inf))

@@ -52,7 +52,6 @@ SMALL = load_model("opt-125m")
 FLEET = load_fleet("8xh200", host_memory_bytes=1e12)
 WEIGHTS = (*FORMATS, "Q4_K_M", "Q8_0", "IQ2_XS")
 # One plan each engine runs: the others' tests start from it.
-PROFILES = {"accelerate": "flexgen"}
 HOST = Placement((Stretch(EXPERTS_HOST, 32),))
 
 
@@ -68,7 +67,7 @@ def plan(engine: str, **changes: object) -> Planned:
     """A plan the engine can run; `changes` are fields of the plan or of its scenario."""
     placement = HOST if engine == "ktransformers" else Placement()
     weights = weight_format("Q4_K_M" if engine == "llama.cpp" else "bf16")
-    profile = engines.engine(PROFILES.get(engine, engine))
+    profile = engines.engine(engine)
     scenario = Scenario(
         MODEL, FLEET, 4, 2048, 1024, Numerics(weights, DType.BF16), Sharding(), placement=placement, engine=profile
     )
@@ -175,7 +174,7 @@ def test_llama_cpp_measures_one_user_with_its_own_tool() -> None:
 
 
 def test_vllm_moves_the_bytes_of_the_placement() -> None:
-    asked = plan("vllm", placement=Placement((Stretch(LAYERS_STREAMED, 7),)), sharding=Sharding(2))
+    asked = plan("vllm", placement=Placement((Stretch(LAYERS_STREAMED, 7),), ahead=0), sharding=Sharding(2))
     gib = float(re.search(r"--cpu-offload-gb (\S+)", emit("vllm", asked).lines[0])[1])  # type: ignore[index]
     assert gib == pytest.approx(moved(asked.scenario).weights / 2**30, abs=0.005) and gib > 5
 

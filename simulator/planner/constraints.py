@@ -12,7 +12,7 @@ import numpy as np
 
 from ..offload import OVERLAP
 from ..scenario import ON_DEVICE, Phase
-from .program import GIB, Program, cxl_room, host_room, least_ahead
+from .program import GIB, Program, cxl_room, host_room
 
 Rows = Iterator[tuple[str, Any]]
 ANGLES = tuple(np.linspace(0.0, 1.0, 9))
@@ -54,7 +54,7 @@ def copies_have_buffers(p: Program) -> Rows:
 
     buffers >= ((depth + 1) used[a] - depth waits) buffer[a] + made: one where layers wait for their copies.
     """
-    held, depth = p.frame.family.layout.bytes_, least_ahead(p.question)
+    held, depth = p.frame.family.layout.bytes_, p.ahead
     for a, used in p.used.items():
         for (s, b, alternative), variable in p.layers.items():
             if alternative == a:

@@ -19,8 +19,9 @@ from ..calibration import CalibrationSet
 from ..estimate import Array
 from ..generation import batch_steps
 from ..quality import kv_increase
-from ..scenario import ON_DEVICE, Engine, MemoryTier, Mode, Numerics, Phase, Scenario, Sharding, Step, Where
+from ..scenario import ON_DEVICE, Engine, Extras, MemoryTier, Mode, Numerics, Phase, Scenario, Sharding, Step, Where
 from ..serving import Load, steps_of
+from ..speculation import LENGTHS, checking, tokens_per_round
 from ..workload.formats import FORMATS, WeightFormat
 from .domain import layouts, takes, weight_choices
 from .fit import OFFLOADS, RUNNABLE, Offload
@@ -49,7 +50,8 @@ class Family(NamedTuple):
         base = self.layout.base
         copies = f"{self.replicas} x " if self.replicas > 1 else ""
         away = ", host memory" if self.placed else ""
-        return f"{copies}{base.sharding}, {base.numerics.kv} KV cache{away}"
+        guesses = f", {base.extras.draft_length} guesses a round" if base.extras.draft_length else ""
+        return f"{copies}{base.sharding}, {base.numerics.kv} KV cache{away}{guesses}"
 
 
 def formats(question: Question) -> tuple[tuple[WeightFormat, ...], ...]:
@@ -85,7 +87,18 @@ def kv_formats(question: Question) -> tuple[DType, ...]:
 def families(question: Question, calibrations: CalibrationSet) -> Iterator[Family]:
     """Every layout on every part of a node, with every KV format and size of a prompt step: whole, then placed."""
     for engine in engines_of(question):
-        yield from _families(dataclasses.replace(question, engine=engine), calibrations)
+        for extras in extras_of(question):
+            asked = dataclasses.replace(question, engine=engine, extras=extras)
+            yield from _families(asked, calibrations)
+
+
+def extras_of(question: Question) -> tuple[Extras, ...]:
+    """What is kept beside the model: with a draft model every number of guesses, and none, when it is left out."""
+    extras, pinned = question.extras, question.pins.draft_length
+    if extras.draft is None:
+        return (extras,)
+    lengths = LENGTHS if pinned is None else (pinned,)
+    return tuple(extras._replace(draft_length=n, draft=extras.draft if n else None) for n in lengths)
 
 
 def engines_of(question: Question) -> tuple[Engine, ...]:
@@ -106,6 +119,8 @@ def _families(question: Question, calibrations: CalibrationSet) -> Iterator[Fami
     pins, most = question.pins, question.usable_devices()
     users = _users(question)
     for sharding in _layouts(question, most):
+        if question.extras.draft_length and sharding.pp > 1:  # no engine here guesses in a pipeline
+            continue
         replicas = min(question.fleet.count // sharding.devices * question.nodes, most // sharding.devices)
         for kv in kv_formats(question):
             change = max(0.0, kv_increase(question.model, kv).usual)
@@ -190,10 +205,11 @@ def _layout(
 
 def serving_kinds(base: Scenario, question: Question, running: Array) -> tuple[StepKind, ...]:
     """The steps of continuous batching (`serving.py`) with all clients running."""
-    load = Load(running, float(question.prompt), float(question.output))  # type: ignore[arg-type]
+    each = tokens_per_round(base.extras)
+    load = Load(running, float(question.prompt), float(question.output), per_step=each)  # type: ignore[arg-type]
     steps = steps_of(base, load, running)
-    share = np.broadcast_to(steps.share, running.shape)
-    alone = 1.0 - share if base.engine.mixes_prefill else np.ones_like(share)
+    share = np.broadcast_to(steps.share, running.shape) / each
+    alone = 1.0 / each - share if base.engine.mixes_prefill else np.ones_like(share) / each
     cycles, one = np.minimum(running, base.sharding.pp), np.ones_like(running)
     none = np.zeros_like(running)
     pieces = np.broadcast_to(steps.pieces, running.shape).astype(float)
@@ -212,7 +228,8 @@ def batch_kinds(question: Question, batch: Array) -> tuple[StepKind, ...]:
     none, one = np.zeros_like(batch), np.ones_like(batch)
     # The pace of a batch counts its prompts, as that of clients does.
     decode = Step(Phase.DECODE, batch, 1, np.asarray(question.prompt + question.output / 2))
+    each = one / tokens_per_round(question.extras)
     return (
-        StepKind(decode, one, one, none, one),
+        StepKind(checking(decode, question.extras), each, each, none, one),
         StepKind(taking, pieces / question.output, pieces / question.output, pieces, one),
     )

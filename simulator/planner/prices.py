@@ -27,6 +27,7 @@ from ..quality import increase as quality_increase
 from ..remake import remakes, remaking, seconds_by_block
 from ..scenario import ON_DEVICE, MemoryTier, Mode, Numerics, Phase, Scenario, Sharding, Step, stage_layers
 from ..schedule import price
+from ..speculation import drafting
 from ..workload.formats import WeightFormat
 
 
@@ -157,8 +158,16 @@ class Layout:
         return found
 
     def outside(self, kind: int) -> Array:
-        """Seconds of what belongs to no layer, (stages, users)."""
-        return self._device[kind, self.formats[0].name].outside
+        """Seconds of what belongs to no layer, and of a draft model, (stages, users)."""
+        return self._outside[kind]
+
+    @cached_property
+    def _outside(self) -> tuple[Array, ...]:
+        found = [self._device[kind, self.formats[0].name].outside for kind in range(len(self.kinds))]
+        if not self.base.extras.draft_length:
+            return tuple(found)
+        drafts = [drafting(self.base, kind.step, self.calibrations).time_s for kind in self.kinds]
+        return tuple(layers + draft for layers, draft in zip(found, drafts, strict=True))
 
     @cached_property
     def _bytes(self) -> dict[str, tuple[LayerBytes, LayerBytes]]:

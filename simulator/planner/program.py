@@ -125,6 +125,7 @@ class Program:
     used: dict[int, Any] = field(default_factory=dict)  # whether an alternative with buffers is taken at all
     buffers: Any = 0.0  # GiB, for copies and for what is made again
     made: Any = 0.0  # GiB of it for keys and values made again
+    ahead: int = 1  # copied layers before theirs that copies are begun
     waits: Any = 0.0  # 1: layers wait for their copies, one buffer is enough
     from_drive: Any = 0.0  # GiB of the host's weights that its memory has no room for
     state_on_drive: Any = 0.0  # GiB of the KV cache it has no room for
@@ -151,8 +152,12 @@ def build(
     frame: Frame,
     tightened: Tightened = Tightened(),  # noqa: B008 - a value without state
     below: float = float("inf"),
+    ahead: int | None = None,
 ) -> Program:
-    """The program with all its rows and its objective; only plans `below` a value of the goal are wanted."""
+    """The program with all its rows and its objective; only plans `below` a value of the goal are wanted.
+
+    Copies have buffers for the engine's least prefetch depth, or for none; `ahead` pins the depth.
+    """
     import pulp
 
     from .constraints import CONSTRAINTS
@@ -170,9 +175,9 @@ def build(
         program.used[int(buffered)] = program.problem.add_variable(f"used_{buffered}", 0, 1, "Binary")
     if program.used:
         program.buffers = program.problem.add_variable("buffers", 0)
-        depths = question.engine.prefetch_depths
-        program.waits = float(max(depths) == 0)
-        if min(depths) == 0 < max(depths):
+        program.ahead = least_ahead(question) if ahead is None else ahead
+        program.waits = float(program.ahead == 0)
+        if program.ahead and ahead is None and min(question.engine.prefetch_depths) == 0:
             program.waits = program.problem.add_variable("waits", 0, 1, "Binary")
     if held.made[:, frame.at].any():
         program.made = program.problem.add_variable("made", 0)

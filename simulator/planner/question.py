@@ -10,7 +10,7 @@ from ...dtypes import DType
 from ...errors import InputError
 from ...hwspecs.device import Fleet
 from ..quality import Sensitivities
-from ..scenario import Engine, Scenario
+from ..scenario import Engine, Extras, Scenario
 from ..workload.formats import WeightFormat
 from ..workload.model import Model
 from .fit import Offload
@@ -44,7 +44,7 @@ class Limits(NamedTuple):
 
 class Pins(NamedTuple):
     """Decisions the asker made; None leaves them open. `clients` are the users of one replica,
-    `chunk` the tokens of a prompt step."""
+    `chunk` the tokens of a prompt step, `draft_length` the tokens guessed in a round."""
 
     weights: WeightFormat | None = None
     kv: DType | None = None
@@ -54,6 +54,7 @@ class Pins(NamedTuple):
     clients: int | None = None
     chunk: int | None = None
     offload: Offload | None = None
+    draft_length: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,8 @@ class Question:
     Requests have `prompt` and `output` tokens. `price_per_hour` is the money of one device for an hour,
     `more_bytes` what a device is imagined to hold more than it does,
     `users` the numbers of users of a replica to look at,
-    `sensitivities` what formats cost in single layers, where the asker measured it.
+    `sensitivities` what formats cost in single layers, where the asker measured it. `extras` keep memory beside the
+    model; of a draft model the plan decides how far it guesses, or that it is left out.
     """
 
     model: Model
@@ -79,6 +81,7 @@ class Question:
     more_bytes: float = 0.0
     users: tuple[float, ...] = USERS
     sensitivities: Sensitivities | None = None
+    extras: Extras = Extras()
 
     def __post_init__(self) -> None:
         for name in ("prompt", "output", "nodes"):
@@ -134,6 +137,7 @@ class Question:
             self.prompt,
             Numerics(self.model.native, DType.BF16, self.model.activation),
             engine=self.engine,
+            extras=self.extras,
         )
         return base.but(**changes)
 

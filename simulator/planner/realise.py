@@ -9,11 +9,11 @@ from types import MappingProxyType
 import numpy as np
 
 from ..placement import moved
-from ..scenario import ON_DEVICE, Numerics, Scenario, Sharding, stage_layers
+from ..scenario import ON_DEVICE, MemoryTier, Numerics, Scenario, Sharding, Where, stage_layers
 from ..workload.formats import WeightFormat
 from ..workload.model import Block, Model
 from .prices import Alternative
-from .program import Assignment, Frame, Taken, placement_of
+from .program import Assignment, Frame, Taken, host_room, placement_of
 from .question import Question
 
 BlockFormats = dict[tuple[int | None, bool], WeightFormat]
@@ -37,6 +37,39 @@ def realise(question: Question, frame: Frame, assignment: Assignment) -> Scenari
         )
         scenario = scenario.but(placement=placement)
     return scenario
+
+
+def nearest_memory(question: Question, frame: Frame, assignment: Assignment) -> Assignment:
+    """The same layers with host memory filled before memory behind CXL, those the host computes with first.
+
+    The program is indifferent where the link to the device is the slower of the two.
+    """
+    held, alternatives = frame.family.layout.bytes_, list(frame.alternatives)
+    if not any(t.alternative.tier is MemoryTier.CXL for t in assignment.taken):
+        return assignment
+
+    def bytes_of(t: Taken) -> float:
+        at = alternatives.index(t.alternative)
+        return float(held.host[at, t.block, frame.at] + held.cxl[at, t.block, frame.at])
+
+    buffers = max(float(held.buffer[alternatives.index(t.alternative), frame.at]) for t in assignment.taken)
+    made = max(float(held.made[alternatives.index(t.alternative), frame.at]) for t in assignment.taken)
+    here = [t for t in assignment.taken if t.alternative.tier is MemoryTier.HOST]
+    room = host_room(question) - (assignment.ahead + 1) * buffers - made
+    room -= sum(t.layers * bytes_of(t) for t in here) - assignment.weights_on_drive - assignment.state_on_drive
+    for t in sorted(set(assignment.taken) - set(here), key=lambda t: (Where.HOST not in t.alternative.mode, *t[:2])):
+        fit = min(t.layers, int(max(0.0, room) / bytes_of(t)))
+        room -= fit * bytes_of(t)
+        nearer = t._replace(alternative=t.alternative._replace(tier=MemoryTier.HOST), layers=fit)
+        here += [each for each in (nearer, t._replace(layers=t.layers - fit)) if each.layers]
+    return assignment._replace(taken=_merged(here))
+
+
+def _merged(taken: list[Taken]) -> tuple[Taken, ...]:
+    layers: dict[Taken, int] = {}
+    for t in taken:
+        layers[t._replace(layers=0)] = layers.get(t._replace(layers=0), 0) + t.layers
+    return tuple(t._replace(layers=n) for t, n in layers.items())
 
 
 def _share(part: float, whole: float) -> float:

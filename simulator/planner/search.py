@@ -17,15 +17,15 @@ from ..calibration import CalibrationSet
 from ..estimate import Estimate
 from ..generation import generate
 from ..memory import Ledger, ledger
-from ..scenario import MemoryTier, Scenario
+from ..scenario import Scenario
 from ..serving import Load, serve
 from .bounds import first_bounds
 from .frames import Family
 from .frames import families as domain
-from .program import Assignment, Frame, Taken, Tightened, host_room, per_token_scale
+from .program import Assignment, Frame, Taken, Tightened, per_token_scale
 from .question import Goal, Question
-from .realise import realise
-from .solve import Outcome, solve
+from .realise import nearest_memory, realise
+from .solve import Outcome, Solved, solve
 
 GAP = 0.002  # relative: frames that could be better by less than this are not looked at
 TRIES = 4
@@ -93,15 +93,18 @@ def search(
     if users is not None:
         frames = [f for f in frames if Frame(found[f[1]], f[2]).users * found[f[1]].replicas == users]
     queue = sorted(frame for frame in frames if np.isfinite(frame[0]))
+    queue.sort(key=lambda frame: frame[0] * (1.0 + gap * _intricate(found[frame[1]])))
+    left = np.minimum.accumulate(np.array([bound for bound, _, _ in queue])[::-1])[::-1]
     plans: list[Simulated] = []
     best, least, solved, timed_out = below, np.inf, 0, False
-    for bound, i, at in queue:
+    for (bound, i, at), all_left in zip(queue, left, strict=True):
+        late = time.monotonic() - started > seconds
+        if late or all_left >= best * (1.0 - gap):
+            least, timed_out = min(least, float(all_left)), late
+            break
         if bound >= best * (1.0 - gap):
             least = min(least, bound)
-            break
-        if time.monotonic() - started > seconds:
-            least, timed_out = min(least, bound), True
-            break
+            continue
         simulated, proved = look_at(question, Frame(found[i], at), calibrations, best * (1.0 - gap))
         solved += 1
         least = min(least, proved)
@@ -111,6 +114,11 @@ def search(
     plans = sorted(plans, key=lambda p: p.objective)[:KEPT]
     elapsed = time.monotonic() - started
     return Found(tuple(plans), min(least, best), len(frames), solved, found, tuple(queue), elapsed, timed_out)
+
+
+def _intricate(family: Family) -> int:
+    """How much there is to a family: of plans that are as good the plainer one is looked at first."""
+    return int(family.placed) + int(family.layout.base.extras.draft_length > 0)
 
 
 BETWEEN = 5  # numbers of users looked at between two that are a third to a half apart
@@ -131,7 +139,14 @@ def refine(
         return found
     layout = best.frame.family.layout.base
     tp, pp, ep, *_ = layout.sharding
-    pins = question.pins._replace(tp=tp, pp=pp, ep=ep, kv=layout.numerics.kv, chunk=layout.engine.max_batched_tokens)
+    pins = question.pins._replace(
+        tp=tp,
+        pp=pp,
+        ep=ep,
+        kv=layout.numerics.kv,
+        chunk=layout.engine.max_batched_tokens,
+        draft_length=layout.extras.draft_length,
+    )
     asked = dataclasses.replace(question, pins=pins, engine=layout.engine, users=tuple(float(u) for u in steps))
     more = search(asked, calibrations, accept=accept, below=best.objective)
     shifted = tuple((bound, i + len(found.families), at) for bound, i, at in more.queue)
@@ -167,9 +182,9 @@ def rivals(question: Question, found: Found, calibrations: CalibrationSet) -> li
     return sorted(plans, key=lambda p: p.objective)
 
 
-def _kind(frame: Frame) -> tuple[str, str, bool]:
+def _kind(frame: Frame) -> tuple[str, str, bool, int]:
     base = frame.family.layout.base
-    return str(base.sharding), base.numerics.kv.value, frame.family.placed
+    return str(base.sharding), base.numerics.kv.value, frame.family.placed, base.extras.draft_length
 
 
 def look_at(
@@ -189,7 +204,7 @@ def look_at(
         simulated = simulate(question, frame, answer.assignment, calibrations)
         over = _taken_of(question, simulated)
         if max(over) <= 1.0:
-            return _begun_earlier(question, frame, answer.assignment, simulated, calibrations), proved
+            return _begun_earlier(question, frame, answer, simulated, calibrations), proved
         tightened = Tightened(*(t * (1.0 / o - 1e-4 if o > 1 else 1.0) for t, o in zip(tightened, over, strict=True)))
     return None, proved
 
@@ -204,24 +219,30 @@ def _taken_of(question: Question, plan: Simulated) -> Tightened:
     )
 
 
+HELD_UP = 0.01  # a plan slower than its program by more than this may gain by copies begun further ahead
+
+
 def _begun_earlier(
-    question: Question, frame: Frame, assignment: Assignment, found: Simulated, calibrations: CalibrationSet
+    question: Question, frame: Frame, answer: Solved, found: Simulated, calibrations: CalibrationSet
 ) -> Simulated:
-    """The plan with copies begun further ahead, where there is room for the buffers and layers are unlike enough."""
-    copied = {(t.block, t.alternative) for t in assignment.taken if t.alternative.mode.copies}
-    for depth in question.engine.prefetch_depths if len(copied) > 1 else ():
-        if depth <= assignment.ahead:
+    """The plan, or a better one with copies begun further ahead: unlike layers hold each other up; buffers take room."""
+    if not found.scenario.placement.streams or found.objective <= answer.objective * (1 + HELD_UP):
+        return found
+    for depth in question.engine.prefetch_depths:
+        if depth <= answer.assignment.ahead:
             continue
-        deeper = simulate(question, frame, assignment._replace(ahead=depth), calibrations)
-        fits = max(_taken_of(question, deeper)) <= 1 and deeper.memory.tier_bytes(MemoryTier.HOST) <= host_room(
-            question
-        )
-        found = deeper if fits and deeper.objective < found.objective else found
+        deeper = solve(question, frame, below=found.objective, ahead=depth)
+        if deeper.outcome is Outcome.INFEASIBLE:
+            break
+        other = simulate(question, frame, deeper.assignment, calibrations)
+        if max(_taken_of(question, other)) <= 1 and other.objective < found.objective:
+            found = other
     return found
 
 
 def simulate(question: Question, frame: Frame, assignment: Assignment, calibrations: CalibrationSet) -> Simulated:
     """Price an assignment: continuous batching where the devices hold the model, else a batch at a time."""
+    assignment = nearest_memory(question, frame, assignment)
     scenario, taken = realise(question, frame, assignment), assignment.taken
     layout = frame.family.layout
     if frame.family.placed:
@@ -233,7 +254,7 @@ def simulate(question: Question, frame: Frame, assignment: Assignment, calibrati
         pace = served.time_per_output_token
         first, of_all = served.first_token_service, served.time_per_token_of_all
     if question.goal is Goal.LATENCY:
-        alone = made.decode_step if frame.family.placed else pace
+        alone = made.alone if frame.family.placed else pace
         objective = float(first.time_s) + question.output * float(alone.time_s)
     else:
         scale = per_token_scale(question, 1.0, frame.family.replicas, frame.devices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
-from .program import GIB, Assignment, Frame, Program, Taken, Tightened, build, least_ahead, objective_unit
+from .program import GIB, Assignment, Frame, Program, Taken, Tightened, build, objective_unit
 from .question import Question
 
 RELATIVE_GAP = 1e-3
@@ -34,11 +34,12 @@ def solve(
     frame: Frame,
     tightened: Tightened = Tightened(),  # noqa: B008 - a value without state
     below: float = float("inf"),
+    ahead: int | None = None,
 ) -> Solved:
     """Solve a frame's program. Where no plan is `below` that value of the goal the frame counts as infeasible."""
     import pulp
 
-    program = build(question, frame, tightened, below)
+    program = build(question, frame, tightened, below, ahead)
     solver = pulp.HiGHS(msg=False, gapRel=RELATIVE_GAP, timeLimit=SECONDS, threads=1)
     program.problem.solve(solver)
     status = program.problem.sol_status
@@ -50,9 +51,10 @@ def solve(
     bound = min(objective, float(info.mip_dual_bound) * unit)
     outcome = Outcome.OPTIMAL if status == pulp.LpSolutionOptimal else Outcome.FEASIBLE
     waits = program.waits if isinstance(program.waits, float) else float(program.waits.value() or 0.0)
-    ahead = 0 if waits > 0.5 else least_ahead(question)
     drive, state = _bytes(program.from_drive), _bytes(program.state_on_drive)
-    return Solved(outcome, objective, bound, Assignment(_taken(program), drive, state, ahead))
+    return Solved(
+        outcome, objective, bound, Assignment(_taken(program), drive, state, 0 if waits > 0.5 else program.ahead)
+    )
 
 
 def _bytes(gib: object) -> float:

@@ -13,10 +13,11 @@ from .. import plan_answers as a
 from ..estimate import Estimate
 from ..explain import quantity, rate
 from ..planner.changes import Tried
-from ..planner.program import host_room
+from ..planner.program import cxl_room, host_room
 from ..planner.question import LIMIT_OPTIONS, Goal, Question
 from ..planner.search import Found, Simulated
 from ..scenario import ON_DEVICE, MemoryTier
+from ..speculation import tokens_per_round
 from .account import layout_of
 
 TIE = 1.09
@@ -86,6 +87,8 @@ def row_of(question: Question, plan: Simulated, best: Simulated | None = None, w
         weights=weights_words(plan),
         kv=scenario.numerics.kv.value,
         where=where_words(plan),
+        prefetch_depth=scenario.placement.ahead if scenario.placement.streams else 0,
+        draft_length=scenario.extras.draft_length,
         goal=plan.objective,
         ratio=plan.objective / best.objective,
         tie=plan is not best and plan.objective / best.objective < TIE,
@@ -104,7 +107,7 @@ def weights_words(plan: Simulated) -> str:
     """`fp8`, or `52 layers bf16, 28 fp8`."""
     layers: Counter[str] = Counter()
     for t in plan.taken:
-        layers[t.alternative._replace(mode=ON_DEVICE).label] += t.layers
+        layers[t.alternative._replace(mode=ON_DEVICE, tier=MemoryTier.HOST).label] += t.layers
     if len(layers) == 1:
         return next(iter(layers))
     return ", ".join(f"{count} layers {name}" for name, count in layers.most_common())
@@ -116,7 +119,8 @@ def where_words(plan: Simulated) -> str:
     for t in plan.taken:
         if t.alternative.mode is not ON_DEVICE:
             kept = f" ({t.alternative.cached:.0%} of them kept)" if t.alternative.cached else ""
-            layers[f"{t.alternative.mode.name}{kept}"] += t.layers
+            behind = " in memory behind CXL" if t.alternative.tier is MemoryTier.CXL else ""
+            layers[f"{t.alternative.mode.name}{kept}{behind}"] += t.layers
     return ", ".join(f"{count} x {name}" for name, count in layers.most_common())
 
 
@@ -128,6 +132,8 @@ def limits_of(question: Question, plan: Simulated) -> tuple[a.PlanLimit, ...]:
     host = memory.tier_bytes(MemoryTier.HOST)
     if plan.frame.family.placed:
         rows.append(("host memory", host, host_room(question), "B"))
+    if question.fleet.cxl is not None and plan.frame.family.placed:
+        rows.append(("memory behind CXL", memory.tier_bytes(MemoryTier.CXL), cxl_room(question), "B"))
     if limits.pace_s is not None:
         rows.append(("time per output token", float(plan.pace.time_s), limits.pace_s, "s"))
     if limits.first_s is not None:
@@ -154,6 +160,14 @@ def domain_of(question: Question, found: Found) -> tuple[a.PlanDomain, ...]:
     layouts = [f.layout for f in found.families]
     users = sorted({float(u) for layout in layouts for u in np.ravel(layout.base.batch)})
     modes = {al.mode.name for layout in layouts for al in layout.alternatives}
+    tiers = {al.tier.value for layout in layouts for al in layout.alternatives}
+    copies = any(al.mode.copies for layout in layouts for al in layout.alternatives)
+    depths, guesses = question.engine.prefetch_depths, {layout.base.extras.draft_length for layout in layouts}
+    more = [
+        *([a.PlanDomain("kept by the host in", tuple(sorted(tiers)))] if len(tiers) > 1 else []),
+        *([a.PlanDomain("prefetch depth", tuple(map(str, depths)))] if copies else []),
+        *([a.PlanDomain("guesses a round", tuple(map(str, sorted(guesses))))] if guesses != {0} else []),
+    ]
     return (
         a.PlanDomain("layouts", tuple(dict.fromkeys(str(layout.base.sharding) for layout in layouts))),
         a.PlanDomain("replicas", tuple(dict.fromkeys(str(f.replicas) for f in found.families))),
@@ -167,6 +181,7 @@ def domain_of(question: Question, found: Found) -> tuple[a.PlanDomain, ...]:
             "tokens of a prompt step",
             tuple(dict.fromkeys(f"{each.base.engine.max_batched_tokens}" for each in layouts)),
         ),
+        *more,
     )
 
 
@@ -243,13 +258,30 @@ def words_of(
     pieces = "" if chunk == question.engine.max_batched_tokens else f", prompts in steps of {chunk:,} tokens"
     each = " each" if frame.family.replicas > 1 else ""
     first = f"{run}, {users} at once{each}{pieces}" + (f"; {away}" if away else "")
+    first += f", {_begun(scenario.placement.ahead)}" if scenario.placement.streams else ""
     binding = [limit.name for limit in limits if limit.binds]
     second = f"what binds: {', '.join(binding)}" if binding else "no limit binds: the devices' own speed does"
     ties = sum(1 <= p.objective / best.objective < TIE for p in plans)
     third = (
         f"{ties} other plan{'s' if ties != 1 else ''} within {TIE - 1:.0%}: measure before you choose" if ties else ""
     )
-    return tuple(w for w in (first, second, third) if w)
+    return tuple(w for w in (first, _guessing(question, best), second, third) if w)
+
+
+def _begun(ahead: int) -> str:
+    return f"copies begun {ahead} copied layer{'s' * (ahead > 1)} ahead" if ahead else "each layer waits for its copy"
+
+
+def _guessing(question: Question, best: Simulated) -> str:
+    """What becomes of the draft model, where one was given."""
+    draft, extras = question.extras.draft, best.scenario.extras
+    if draft is None:
+        return ""
+    chance = f"guesses that are right {question.extras.acceptance:.0%} of the time"
+    if not extras.draft_length:
+        return f"leave {draft.name} out: at {chance} its time and memory cost more than they save"
+    tokens = tokens_per_round(extras)
+    return f"{draft.name} guesses {extras.draft_length} tokens a round: at {chance} a round yields {tokens:.2g} tokens"
 
 
 def refute(question: Question, users: float, pace: Estimate) -> str:

@@ -93,7 +93,9 @@ def _layers(answer: p.PlanAnswer) -> list[list[str]]:
             f"{row.layers} x {row.block}",
             str(row.stage),
             row.weights if row.experts == row.weights else f"{row.weights}, experts {row.experts}",
-            row.where + (f", {row.cached_share:.0%} of the experts kept" if row.cached_share else ""),
+            row.where
+            + (f", {row.cached_share:.0%} of the experts kept" if row.cached_share else "")
+            + (", behind CXL" if row.tier == "cxl" else ""),
         ]
         for row in answer.layers
     ]

@@ -107,6 +107,8 @@ def _row(question: Question, plan: UnlikePlan) -> a.PlanRow:
         weights=words,
         kv=plan.frame.kv.value,
         where=", ".join(_name(plan, part) for part in parts if part.place.on_host),
+        prefetch_depth=0,
+        draft_length=0,
         goal=plan.objective,
         ratio=1.0,
         tie=False,
@@ -129,7 +131,8 @@ def _layers(plan: UnlikePlan) -> list[a.PlanLayers]:
         for (block, al), same in groupby(kinds):
             where = _name(plan, part) if al.mode is ON_DEVICE else f"{_name(plan, part)}, {al.mode.name}"
             layers = len(list(same))
-            rows.append(a.PlanLayers(stage, block, layers, al.shell.name, al.experts.name, where, al.cached))
+            formats = al.shell.name, al.experts.name
+            rows.append(a.PlanLayers(stage, block, layers, *formats, where, al.cached, al.tier.value))
     return rows
 
 

@@ -32,6 +32,9 @@ _MODULES: Mapping[str, str] = MappingProxyType(
 ENGINES = tuple(_MODULES)
 
 
+PREFETCH_DEPTHS = (0,)  # every engine here copies a layer when it is called
+
+
 class Flag(NamedTuple):
     """One word an engine takes, `takes` what stands behind it (blank: nothing), and where that was read."""
 

@@ -25,9 +25,11 @@ from .planned import (
     computes_in,
     kind_of,
     layer_formats,
+    no_cxl,
     on_device,
     replicas,
     sixteen,
+    waiting,
 )
 
 NAME = "accelerate"
@@ -270,6 +272,8 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.DRAFT: _draft,
     Decision.PLACEMENT: _placement,
     Decision.STORAGE: _storage,
+    Decision.PREFETCH: waiting,
+    Decision.CXL: no_cxl,
 }
 
 _SCRIPT = '''"""Loads MODEL by device_map.json, generates for all users at once, writes a result roofplan can import."""

@@ -17,7 +17,9 @@ from .planned import (
     is_native,
     kind_of,
     layer_formats,
+    no_cxl,
     replicas,
+    waiting,
 )
 
 NAME = "llama.cpp"
@@ -132,8 +134,10 @@ def _draft(planned: Planned) -> Means:
     draft = planned.scenario.extras.draft
     if draft is None:
         return Means(because="none")
-    note = f"DRAFT is a GGUF file of {draft.name}; how many tokens it guesses is not planned: llama.cpp's own default"
-    return Means(("--spec-draft-model", '"$DRAFT"'), note=note)
+    words: tuple[str, ...] = ("--spec-type", "draft-simple", "--spec-draft-model", '"$DRAFT"')
+    if guesses := planned.scenario.extras.draft_length:
+        words += ("--spec-draft-n-max", str(guesses))
+    return Means(words, note=f"DRAFT is a GGUF file of {draft.name}")
 
 
 def placed(planned: Planned) -> tuple[str, ...]:
@@ -219,6 +223,8 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.DRAFT: _draft,
     Decision.PLACEMENT: _placement,
     Decision.STORAGE: _storage,
+    Decision.PREFETCH: waiting,
+    Decision.CXL: no_cxl,
 }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ....dtypes import DType
 from ....errors import InputError
-from ...scenario import Mode, Scenario, stage_layers
+from ...scenario import MemoryTier, Mode, Scenario, stage_layers
 from ...workload.formats import FORMATS, WeightFormat
 from ...workload.gguf_types import file_type
 from ...workload.layers import Experts
@@ -49,6 +49,8 @@ class Decision(StrEnum):
     DRAFT = "draft model"
     PLACEMENT = "placement"
     STORAGE = "storage"
+    PREFETCH = "prefetch depth"
+    CXL = "memory behind CXL"
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,6 +252,21 @@ def no_storage(planned: Planned) -> Means:
     if planned.scenario.placement.storage_share > 0:
         raise Refused("reads no weights from a drive while it runs")
     return Means(because="nothing is read from a drive")
+
+
+def waiting(planned: Planned) -> Means:
+    """The decision of engines that begin no copy before the layer that needs it; of what is not copied no words."""
+    placement = planned.scenario.placement
+    if placement.streams and placement.ahead:
+        raise Refused(f"begins no copies {placement.ahead} layers ahead")
+    return Means(because="layers wait for their copies" if placement.streams else "nothing is copied for a step")
+
+
+def no_cxl(planned: Planned) -> Means:
+    """Refuse memory behind CXL: engines take host memory as the system hands it out."""
+    if any(stretch.tier is MemoryTier.CXL for stretch in planned.scenario.placement.stretches):
+        raise Refused("knows no memory behind CXL: only numactl, or the kernel's tiering, can tell it from the rest")
+    return Means(because="none is used")
 
 
 def even_stages(planned: Planned) -> Means | None:

@@ -25,15 +25,17 @@ from .planned import (
     is_native,
     kind_of,
     layer_formats,
+    no_cxl,
     no_storage,
     on_device,
     replicas,
     sixteen,
+    waiting,
 )
 
 NAME = "sglang"
 PORT = 30000
-GUESSES = 5  # tokens a draft model guesses at a time: the plan says none, and this is the usual number
+USUAL_GUESSES = 5  # tokens a draft model guesses in a round, where the plan does not say
 TORCH_NAMES = {DType.BF16: "bfloat16", DType.FP16: "half", DType.FP32: "float32"}
 STATIC = (TensorClass.WEIGHTS, TensorClass.KV_CACHE, TensorClass.ADAPTERS, TensorClass.DRAFT)
 
@@ -140,10 +142,11 @@ def _draft(planned: Planned) -> Means:
     draft = planned.scenario.extras.draft
     if draft is None:
         return Means(because="none")
-    sizes = ("--speculative-num-steps", str(GUESSES), "--speculative-eagle-topk", "1")
+    guesses = planned.scenario.extras.draft_length or USUAL_GUESSES
+    sizes = ("--speculative-num-steps", str(guesses), "--speculative-eagle-topk", "1")
     model = ("--speculative-algorithm", "STANDALONE", "--speculative-draft-model-path", '"$DRAFT"')
-    note = f"DRAFT is {draft.name}; how many tokens it guesses is not planned: {GUESSES} are written"
-    return Means((*model, *sizes, "--speculative-num-draft-tokens", str(GUESSES + 1)), note=note)
+    note = f"DRAFT is {draft.name}"
+    return Means((*model, *sizes, "--speculative-num-draft-tokens", str(guesses + 1)), note=note)
 
 
 def _placement(planned: Planned) -> Means:
@@ -190,6 +193,8 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.DRAFT: _draft,
     Decision.PLACEMENT: _placement,
     Decision.STORAGE: no_storage,
+    Decision.PREFETCH: waiting,
+    Decision.CXL: no_cxl,
 }
 
 

@@ -27,16 +27,18 @@ from .planned import (
     is_native,
     kind_of,
     layer_formats,
+    no_cxl,
     no_storage,
     on_device,
     replicas,
     sixteen,
+    waiting,
 )
 
 NAME = "trtllm"
 PORT = 8000
 FILE = "extra-llm-api.yaml"
-GUESSES = 5  # tokens a draft model guesses at a time: the plan says none, and this is the usual number
+USUAL_GUESSES = 5  # tokens a draft model guesses in a round, where the plan does not say
 TORCH_NAMES = {DType.BF16: "bfloat16", DType.FP16: "float16", DType.FP32: "float32"}
 
 MADE_BY: Mapping[Kind, str] = {
@@ -139,8 +141,9 @@ def _draft(planned: Planned) -> Means:
     draft = planned.scenario.extras.draft
     if draft is None:
         return Means(because="none")
-    settings = (("decoding_type", "Draft_Target"), ("max_draft_len", GUESSES), ("speculative_model", "DRAFT"))
-    note = f"write the path of {draft.name} for DRAFT in {FILE}; how many tokens it guesses is not planned: {GUESSES}"
+    guesses = planned.scenario.extras.draft_length or USUAL_GUESSES
+    settings = (("decoding_type", "Draft_Target"), ("max_draft_len", guesses), ("speculative_model", "DRAFT"))
+    note = f"write the path of {draft.name} for DRAFT in {FILE}"
     return Means(settings=tuple((f"speculative_config.{key}", value) for key, value in settings), note=note)
 
 
@@ -177,6 +180,8 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.DRAFT: _draft,
     Decision.PLACEMENT: _placement,
     Decision.STORAGE: no_storage,
+    Decision.PREFETCH: waiting,
+    Decision.CXL: no_cxl,
 }
 
 

@@ -21,10 +21,12 @@ from .planned import (
     is_native,
     kind_of,
     layer_formats,
+    no_cxl,
     no_storage,
     on_device,
     replicas,
     sixteen,
+    waiting,
 )
 
 NAME = "vllm"
@@ -190,6 +192,8 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.DRAFT: _draft,
     Decision.PLACEMENT: _placement,
     Decision.STORAGE: no_storage,
+    Decision.PREFETCH: waiting,
+    Decision.CXL: no_cxl,
 }
 
 
