@@ -303,14 +303,14 @@ def with_cxl(fleet: Fleet, cxl: str | None) -> Fleet:
     """
     if cxl is None:
         return fleet
-    size, _, rate = cxl.partition("@")
+    size, at, rate = cxl.partition("@")
     module = load(Storage, "cxl-cz120")
     held, one = parse_bytes(size, "--cxl"), module.capacity_bytes
     assert one is not None
     modules = math.ceil(held / one.value)
-    bytes_per_s = parse_rate(rate, "--cxl") if rate else modules * module.read_bytes_per_s.value
+    bytes_per_s = parse_rate(rate, "--cxl") if at else modules * module.read_bytes_per_s.value
     stated = {"stated": Source("stated on the command line", "the asker", "--cxl"), **module.sources}
-    kind = Kind.DATASHEET if rate else Kind.ASSUMED
+    kind = Kind.DATASHEET if at else Kind.ASSUMED
     there = dataclasses.replace(
         module,
         read_bytes_per_s=Fact(bytes_per_s, "stated", kind),

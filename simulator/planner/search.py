@@ -225,7 +225,7 @@ HELD_UP = 0.01  # a plan slower than its program by more than this may gain by c
 def _begun_earlier(
     question: Question, frame: Frame, answer: Solved, found: Simulated, calibrations: CalibrationSet
 ) -> Simulated:
-    """The plan, or a better one with copies begun further ahead: unlike layers hold each other up; buffers take room."""
+    """The plan, or a better one with copies begun further ahead: unlike layers delay each other; buffers take room."""
     if not found.scenario.placement.streams or found.objective <= answer.objective * (1 + HELD_UP):
         return found
     for depth in question.engine.prefetch_depths:
