@@ -35,6 +35,7 @@ from roofplan.simulator.scenario import (
     LAYERS_HOST,
     LAYERS_STREAMED,
     ON_DEVICE,
+    Extras,
     MemoryTier,
     Mode,
     Numerics,
@@ -50,6 +51,7 @@ from roofplan.simulator.workload.hf import parse_config
 from roofplan.simulator.workload.model import Model
 
 SEEDS = int(os.environ.get("ROOFPLAN_PLAN_SEEDS", "200"))  # 2000 in the long run
+TILES = 0.03
 BF16, FP8, INT4 = FORMATS["bf16"], FORMATS["fp8"], FORMATS["int4"]
 
 
@@ -91,7 +93,12 @@ Kept = tuple[Mode, MemoryTier]
 
 
 def explicit(
-    question: Question, users: int, each: tuple[tuple[WeightFormat, Kept], ...], ahead: int, calibrations: Calibrations
+    question: Question,
+    users: int,
+    each: tuple[tuple[WeightFormat, Kept], ...],
+    ahead: int,
+    calibrations: Calibrations,
+    extras: Extras = Extras(),  # noqa: B008 - a value without state
 ) -> float:
     """The goal of one explicit plan on one device; infinite where it does not fit or breaks a limit."""
     model, limits = question.model, question.limits
@@ -115,6 +122,7 @@ def explicit(
         Sharding(),
         placement if placed else Placement(),
         question.engine,
+        extras,
     )
     memory = ledger(scenario)
     if float(np.max(memory.high_bytes())) > budget_bytes(scenario):
@@ -134,7 +142,7 @@ def explicit(
         alone = pace
     else:
         made = generate(scenario, question.output, calibrations)
-        pace, first, alone = (float(t.time_s) for t in (made.per_token, made.first, made.decode_step))
+        pace, first, alone = (float(t.time_s) for t in (made.per_token, made.first, made.alone))
         of_all = pace / users
     if limits.pace_s is not None and pace > limits.pace_s:
         return math.inf
@@ -157,6 +165,10 @@ def brute(question: Question, formats: tuple[WeightFormat, ...], users: int) -> 
     calibrations = api.load_calibrations(question.fleet, None, question.engine.name)
     tiers = [MemoryTier.HOST, *([MemoryTier.CXL] if question.fleet.cxl is not None else [])]
     fewer_inputs = question.model.blocks[0].attention.kv_heads > 4  # type: ignore[union-attr]
+    given = question.extras
+    beside = [given] if given.draft is None else [
+        Extras(), *(given._replace(draft_length=n) for n in (1, 2, 3, 4, 5, 6, 8))
+    ]  # fmt: skip
     best = math.inf
     for modes in MODES[question.pins.offload]:
         wanted = [m for m in modes if m is not KV_REMADE or fewer_inputs]
@@ -165,8 +177,8 @@ def brute(question: Question, formats: tuple[WeightFormat, ...], users: int) -> 
             # placed layers come first
             ordered = tuple(sorted(chosen, key=lambda a: (a[1][0] is ON_DEVICE, a[1][0].name, a[1][1])))
             copies = any(mode.copies for _, (mode, _) in ordered)
-            for ahead in (0, 1, 2, 4) if copies else (1,):
-                best = min(best, explicit(question, users, ordered, ahead, calibrations))
+            for ahead, extras in itertools.product((0, 1, 2, 4) if copies else (1,), beside):
+                best = min(best, explicit(question, users, ordered, ahead, calibrations, extras))
     return best
 
 
@@ -196,7 +208,9 @@ def instance(seed: int) -> tuple[Question, tuple[WeightFormat, ...], int]:
         log_ppl=rng.choice((0.0, 0.0, 0.005, 0.02)),
     )
     pins = Pins(None, numerics.kv, 1, 1, None, users, 8192, offload)
-    question = ask(model, fleet, goal=goal, limits=limits, pins=pins)
+    guessing = offload is Offload.NEVER and rng.random() < 0.5
+    extras = Extras(draft=tiny(1, 256), acceptance=rng.uniform(0.3, 1.0)) if guessing else Extras()
+    question = ask(model, fleet, goal=goal, limits=limits, pins=pins, extras=extras)
     return question, (BF16, FP8, INT4), users
 
 
@@ -210,9 +224,12 @@ def test_the_plan_is_that_of_brute_force(seed: int) -> None:
         return
     assert found.plans, "brute force finds a plan"
     best = found.plans[0].objective
-    assert best <= truth * (1 + GAP + 1e-3 + found.gap)
+    # The program prices all users decoding, the simulator the few less that do while prompts are taken in. A step of
+    # fewer tokens is at most as long, but for tiles: with guesses a step has several tokens of each, and is near one.
+    tiles = TILES if question.extras.draft is not None and users > 1 else 0.0
+    assert best <= truth * (1 + GAP + 1e-3 + found.gap + tiles)
     assert best >= truth * (1 - 1e-9), "no plan is better than the best of all"
-    assert found.bound <= truth * (1 + 1e-9), "the bound is below every plan"
+    assert found.bound <= truth * (1 + 1e-9 + tiles), "the bound is below every plan"
 
 
 # ---- what holds of every plan
