@@ -180,7 +180,7 @@ def _check(question: Question, nodes: tuple[Node, ...], wanted: Wanted) -> None:
         raise InputError("is not planned for unlike devices", key="--goal", value=str(question.goal), remedy=remedy)
     if question.limits.money_per_hour is not None:
         raise InputError("is not kept for unlike devices", key="--max-cost", remedy="leave out the dearest devices")
-    for name in ("pp", "ep"):
+    for name in ("pp", "ep", "cp"):
         if (getattr(question.pins, name) or 1) > 1:
             raise InputError("is chosen by the plan for unlike devices", key=f"--{name}", remedy="leave it out")
     if not any(groupings(question, nodes)):
