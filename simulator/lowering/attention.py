@@ -92,7 +92,8 @@ def _attention_row(shard: Shard, index: int, a: workload.Attention, part: Step) 
 
 def _shared_rows(shard: Shard, index: int, a: workload.Attention) -> list[Table]:
     """Attention to a KV cache that ranks share out: to the past with the queries of all of them, to the step's own
-    tokens with a rank's own, and one merge of both (`_forward_with_dcp` in vllm/v1/attention/backends/flash_attn.py).
+    tokens with a rank's own, and one merge of both. Queries of all parts are gathered and outputs scattered at once,
+    whether there is a past or not (`_forward_with_dcp` in vllm/v1/attention/backends/flash_attn.py).
     """
     heads, _ = heads_per_rank(a, shard.tp)
     own = shard.tokens * heads * a.value_width * shard.activation.bytes

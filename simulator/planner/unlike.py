@@ -180,9 +180,11 @@ def _check(question: Question, nodes: tuple[Node, ...], wanted: Wanted) -> None:
         raise InputError("is not planned for unlike devices", key="--goal", value=str(question.goal), remedy=remedy)
     if question.limits.money_per_hour is not None:
         raise InputError("is not kept for unlike devices", key="--max-cost", remedy="leave out the dearest devices")
-    for name in ("pp", "ep", "cp"):
+    for name in ("pp", "ep"):
         if (getattr(question.pins, name) or 1) > 1:
             raise InputError("is chosen by the plan for unlike devices", key=f"--{name}", remedy="leave it out")
+    if (question.pins.cp or 1) > 1:
+        raise InputError("is not planned for unlike devices", key="--cp", remedy="leave it out")
     if not any(groupings(question, nodes)):
         what = f"{question.engine.name} computes no layers on a host, and there are no devices"
         raise InputError(what, key="--engine", value=question.engine.name, remedy="--engine llama.cpp")
