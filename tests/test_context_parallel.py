@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -435,3 +436,17 @@ def test_copies_into_another_order_are_counted() -> None:
     sizes = {label: float(t.read_bytes[i]) for label, (t, i) in found.items()}
     assert sizes["order queries"] == 16 * 128 * 576 * 2
     assert sizes["order partial outputs"] == 8 * sizes["order outputs"] == 16 * 128 * 512 * 2
+
+
+def test_a_draft_is_not_priced_beside_a_shared_cache() -> None:
+    draft = zoo.bundled("deepseek-v2-lite")
+    asked = cut(LATENT, 1)
+    with pytest.raises(InputError, match="--draft"):
+        cut(LATENT, 8).but(extras=asked.extras._replace(draft=draft))
+    question = dataclasses.replace(
+        ask(LATENT, pins=Pins(tp=8, pp=1)),
+        extras=asked.extras._replace(draft=draft, acceptance=0.7),
+    )
+    calibrations = api.load_calibrations(question.fleet, None, "vllm")
+    found = {(f.layout.base.sharding.cp, f.layout.base.extras.draft_length) for f in families(question, calibrations)}
+    assert (8, 0) in found and (1, 3) in found and not any(cp > 1 and length for cp, length in found)
