@@ -298,7 +298,7 @@ def _row_without_layout(scenario: Scenario, wishes: Wishes, problem: str) -> a.F
         verdict=Verdict.NO.label,
         weights=numerics.weights.name,
         kv=numerics.kv.value,
-        layout=layout_of(Sharding(wishes.tp or 1, wishes.pp or 1, wishes.ep or 1)),
+        layout=layout_of(Sharding(wishes.tp or 1, wishes.pp or 1, wishes.ep or 1, cp=wishes.cp or 1)),
         batch=int(scenario.batch),
         context=int(scenario.context),
         needed=none,

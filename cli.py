@@ -226,7 +226,7 @@ def sweep_(
     """Every combination of devices, formats, users and contexts: what fits and how fast, in one evaluation.
 
     Prints how many users fit and the speed at a few points; every point goes to --csv, --parquet or --json. Each is in
-    the layout `fits` would choose for it, unless --tp, --pp or --ep pin it.
+    the layout `fits` would choose for it, unless --tp, --pp, --ep or --cp pin it.
     """
     from . import api, sweeps
     from .simulator.report import sweep_files

@@ -105,6 +105,15 @@ class Asked:
     ep: Annotated[int | None, option("Pin the expert-parallel degree (a divisor of --tp); default 1.", "N", min=1)] = (
         None
     )
+    cp: Annotated[
+        int | None,
+        option(
+            "Pin over how many ranks of --tp that hold the same KV heads the KV cache is shared out (decode context "
+            "parallelism); default 1, of `plan` the best.",
+            "N",
+            min=1,
+        ),
+    ] = None
     ram: Annotated[
         str | None, option("Host memory, such as 64GB: what does not fit the device may be kept there.", "SIZE")
     ] = None
@@ -184,7 +193,8 @@ class Asked:
 
         weights = None if self.weights is None else weight_format(self.weights)
         kv = None if self.kv is None else kv_format(self.kv)
-        return Wishes(weights, kv, self.tp, self.pp, self.ep, None if self.offload is None else offload(self.offload))
+        away = None if self.offload is None else offload(self.offload)
+        return Wishes(weights, kv, self.tp, self.pp, self.ep, away, self.cp)
 
     def extras(self) -> "Extras":
         """What keeps memory beside the model."""
@@ -249,7 +259,7 @@ class Asked:
         """What a model of one pass is asked with; options of models that write token by token are refused."""
         foreign = {
             "--prompt": self.prompt, "--kv": self.kv, "--tp": self.tp, "--pp": self.pp, "--ep": self.ep,
-            "--max-batched-tokens": self.max_batched_tokens, "--shared-prefix": self.shared_prefix,
+            "--cp": self.cp, "--max-batched-tokens": self.max_batched_tokens, "--shared-prefix": self.shared_prefix,
             "--adapters": self.adapters, "--draft": self.draft, "--nvme": self.nvme,
         }  # fmt: skip
         for key, value in foreign.items():

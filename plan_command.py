@@ -210,7 +210,9 @@ def question_of(
     own = asked.max_batched_tokens
     chunk = None if own is None else parse_count(own, "--max-batched-tokens")
     length = asked.draft_length
-    pins = Pins(wishes.weights, wishes.kv, wishes.tp, wishes.pp, wishes.ep, clients, chunk, wishes.offload, length)
+    pins = Pins(
+        wishes.weights, wishes.kv, wishes.tp, wishes.pp, wishes.ep, clients, chunk, wishes.offload, length, wishes.cp
+    )
     extras = asked.extras()
     if extras.draft is not None and asked.acceptance is None:
         remedy = "say how often its guesses are right: --acceptance 70%"

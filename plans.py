@@ -208,6 +208,8 @@ def _next(question: Question, plan: Simulated) -> str:
         f"--clients {plan.frame.users:.0f} --prompt {question.prompt} --output {question.output}",
         f"--tp {scenario.sharding.tp} --pp {scenario.sharding.pp} --kv {scenario.numerics.kv}",
         *_guessing(scenario),
+        *([f"--ep {scenario.sharding.ep}"] if scenario.sharding.ep > 1 else []),
+        *([f"--cp {scenario.sharding.cp}"] if scenario.sharding.cp > 1 else []),
         *([] if stored else [f"--weights {weights}"]),
     ]
     return f"{' '.join(words)}   (one replica, step by step)"

@@ -184,6 +184,7 @@ def sweep(
     tp: int | None = None,
     pp: int | None = None,
     ep: int | None = None,
+    cp: int | None = None,
     engine: str = "vllm",
     calibration: str | None = None,
 ) -> pd.DataFrame:
@@ -205,7 +206,7 @@ def sweep(
         prompt=prompt,
         weights=weight_formats(weights),
         kv=kv_formats(kv),
-        wishes=Wishes(tp=tp, pp=pp, ep=ep),
+        wishes=Wishes(tp=tp, pp=pp, ep=ep, cp=cp),
         engine=engines.engine(engine),
         calibration=calibration,
     )

@@ -34,11 +34,13 @@ class Quantity(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the model is cut: tensor parallel x pipeline parallel = devices used; `ep` groups hold whole experts."""
+    """How the model is cut: tensor parallel x pipeline parallel = devices used; `ep` groups hold whole experts,
+    `cp` ranks of a tensor-parallel group share out the tokens of a KV cache."""
 
     tp: int
     pp: int
     ep: int
+    cp: int
     devices: int
 
 
@@ -306,6 +308,7 @@ class SweepColumns(NamedTuple):
     tp: Counts
     pp: Counts
     ep: Counts
+    cp: Counts
     batch: Counts
     context_tokens: Counts
     prompt_tokens: Counts

@@ -19,6 +19,7 @@ from .scenario import (
     LAYERS_HOST,
     LAYERS_STREAMED,
     STREAMED_KV_HOST,
+    ContextParallel,
     Engine,
 )
 
@@ -26,6 +27,9 @@ PROFILES: Mapping[str, Engine] = MappingProxyType(
     {
         # vLLM V1 always chunks prompts and mixes the chunks into decode steps; servers on devices of 70 GiB and more
         # take 8192 tokens a step (vllm/engine/arg_utils.py, get_batch_defaults).
+        # --decode-context-parallel-size deals KV caches out where heads are replicated, but none with a sliding window
+        # and none of hybrid models (docs/serving/context_parallel_deployment.md; assertions in
+        # vllm/v1/core/single_type_kv_cache_manager.py and kv_cache_coordinator.py).
         # Its Marlin kernels pad MXFP4 experts to multiples of 256 and 128 (layers/quantization/mxfp4.py).
         "vllm": Engine(
             name="vllm",
@@ -33,10 +37,18 @@ PROFILES: Mapping[str, Engine] = MappingProxyType(
             mixes_prefill=True,
             chunks_prefill=True,
             fp4_expert_multiples=(256, 128),
+            context_parallel=ContextParallel.ANY,
         ),
         # SGLang runs prefill steps of their own: enable_mixed_chunk=False, chunked_prefill_size=8192 below 160 GB
         # (python/sglang/srt/server_args.py).
-        "sglang": Engine(name="sglang", max_batched_tokens=8192, mixes_prefill=False, chunks_prefill=True),
+        # --dcp-size deals latents out (python/sglang/srt/layers/dcp; that of other heads was closed: pull 14982).
+        "sglang": Engine(
+            name="sglang",
+            max_batched_tokens=8192,
+            mixes_prefill=False,
+            chunks_prefill=True,
+            context_parallel=ContextParallel.LATENT,
+        ),
         # TensorRT-LLM mixes context and generation requests (in-flight batching), prompts whole unless chunked context
         # is enabled (enable_chunked_prefill=False).
         "trtllm": Engine(name="trtllm", max_batched_tokens=8192, mixes_prefill=True, chunks_prefill=False),

@@ -145,7 +145,8 @@ def peak_steps(scenario: Scenario) -> tuple[Step, Step]:
 def activation_peaks(scenario: Scenario) -> tuple[Array, Array]:
     """Peak of live activations on a device of an inner stage and of the last one, which makes the logits (*grid).
 
-    They depend on the load and the tensor-parallel degree, not on the formats of weights and KV cache.
+    They depend on the load and the ranks of a stage (tensor and context parallel), not on the formats of weights and KV
+    cache.
     """
     fullest, decode = peak_steps(scenario)
     sequences, new_tokens = _stacked((fullest.sequences, decode.sequences), (fullest.new_tokens, decode.new_tokens))
@@ -176,7 +177,7 @@ def _stacked(*pairs: tuple[Number, Number]) -> list[Array]:
 def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) -> Ledger:
     """What one device of each stage holds at the peak of the scenario, arrays (stages, *grid).
 
-    `activation` may hand in what `activation_peaks` gave for the same load and tensor-parallel degree.
+    `activation` may hand in what `activation_peaks` gave for the same load and ranks of a stage.
     """
     device = scenario.fleet.device
     inner, last = activation_peaks(scenario) if activation is None else activation

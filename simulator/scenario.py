@@ -18,7 +18,7 @@ from ..dtypes import DType
 from ..errors import InputError
 from ..hwspecs.device import Fleet
 from .workload.formats import WeightFormat
-from .workload.model import Experts, Model
+from .workload.model import Experts, LatentAttention, Model
 from .workload.routing import Routing
 
 Number = float | npt.NDArray[np.float64]
@@ -29,12 +29,15 @@ class Sharding(NamedTuple):
 
     With expert parallelism the ranks of a tensor-parallel group hold whole experts in `ep` groups; within a group
     each expert is cut `tp / ep` ways. `stages` are the layers of each stage where they are not as even as possible.
+    With context parallelism the tokens of a KV cache are dealt out over `cp` ranks of a tensor-parallel group that
+    would otherwise all keep the same one.
     """
 
     tp: int = 1
     pp: int = 1
     ep: int = 1
     stages: tuple[int, ...] = ()
+    cp: int = 1
 
     @property
     def devices(self) -> int:
@@ -42,12 +45,27 @@ class Sharding(NamedTuple):
         return self.tp * self.pp
 
     def __str__(self) -> str:
-        return f"tp{self.tp}" + (f" pp{self.pp}" if self.pp > 1 else "") + (f" ep{self.ep}" if self.ep > 1 else "")
+        others = {"pp": self.pp, "ep": self.ep, "cp": self.cp}
+        return " ".join([f"tp{self.tp}", *(f"{name}{degree}" for name, degree in others.items() if degree > 1)])
 
     @property
     def expert_cut(self) -> int:
         """Over how many ranks one expert is cut."""
         return self.tp // self.ep
+
+
+class ContextParallel(StrEnum):
+    """Whose KV cache an engine deals out over ranks (decode context parallelism)."""
+
+    NONE = "none"
+    LATENT = "latent attention"
+    ANY = "any attention"
+
+    def covers(self, model: Model) -> bool:
+        """Whether that holds for all attention of the model."""
+        if self is ContextParallel.LATENT:
+            return all(isinstance(block.attention, LatentAttention) for block in model.blocks)
+        return self is ContextParallel.ANY
 
 
 class Numerics(NamedTuple):
@@ -157,7 +175,8 @@ class Engine:
     llama.cpp looks tokens up on the host (`embeds_on_host`), keeps room for the logits of every token of a step
     (`logits_for_all`) and samples on the host. `offloads` are the modes of placement it can run (none named: any);
     `fp4_expert_multiples` are the multiples its 4-bit float experts' hidden and own widths are padded to;
-    `copies_by_socket` whether each socket of a host reads a copy of the weights of its own.
+    `copies_by_socket` whether each socket of a host reads a copy of the weights of its own; `context_parallel` whose
+    KV cache ranks may share out.
 
     How it offloads: `whole_blocks` takes the prompts of a batch through each layer together, whose weights are copied
     once for all of them; `drive_beside` reads the drive beside computing and may keep the KV cache there; attention on
@@ -189,6 +208,7 @@ class Engine:
     pageable: tuple[int, ...] = ()
     prefetch_depths: tuple[int, ...] = (0, 1, 2, 4)
     cuts_layers: bool = False
+    context_parallel: ContextParallel = ContextParallel.NONE
 
     @property
     def label(self) -> str:
@@ -279,6 +299,9 @@ class Extras(NamedTuple):
             raise InputError(f"must be 0 to {MOST_GUESSES}", key="--draft-length", value=self.draft_length)
         if self.draft_length and self.draft is None:
             raise InputError("needs a model that guesses", key="--draft-length", remedy="name one with --draft")
+        if self.draft is not None and sharding.cp > 1:
+            problem = "is not priced beside a KV cache that ranks share out"
+            raise InputError(problem, key="--draft", value=self.draft.name, remedy="leave out --cp")
         if self.draft_length and sharding.pp > 1:
             remedy = "ask for --pp 1"
             raise InputError(
@@ -328,6 +351,8 @@ class Scenario:
         self.extras.check(self.sharding)
         if self.sharding.ep != 1:
             self._refuse_uneven_experts()
+        if self.sharding.cp != 1:
+            self._refuse_uneven_contexts()
 
     def _refuse_uneven_experts(self) -> None:
         """Expert parallelism deals whole experts out evenly and cuts each evenly within its group."""
@@ -344,9 +369,39 @@ class Scenario:
                 problem = f"leaves {tp // ep} ranks to cut an expert's width of {ffn.intermediate}, which is not even"
                 raise InputError(problem, key="ep", value=ep)
 
+    def _refuse_uneven_contexts(self) -> None:
+        """Context parallelism deals tokens out over ranks that keep the same KV cache, all of it on the devices."""
+        tp, cp = self.sharding.tp, self.sharding.cp
+        copies = shared_ranks(self.model, self.engine, tp)
+        if cp < 1 or copies % cp:
+            problem, remedy = why_not_shared(self.model, self.engine, tp)
+            raise InputError(problem, key="cp", value=cp, remedy=remedy)
+        if any(stretch.mode.kv is not Where.DEVICE for stretch in self.placement.stretches):
+            problem = "is for a KV cache on the devices, and some of it is in host memory"
+            raise InputError(problem, key="cp", value=cp, remedy="leave it at 1")
+
     def but(self, **changes: object) -> Scenario:
         """The same question with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+
+def shared_ranks(model: Model, engine: Engine, tp: int) -> int:
+    """Over how many of `tp` ranks the engine can deal out the tokens of a KV cache, at most; its divisors do too."""
+    return model.cache_copies(tp) if engine.context_parallel.covers(model) else 1
+
+
+def why_not_shared(model: Model, engine: Engine, tp: int) -> tuple[str, str]:
+    """Problem and remedy of a degree of context parallelism that `shared_ranks` of `tp` ranks do not allow."""
+    if engine.context_parallel is ContextParallel.NONE:
+        return f"{engine.label} has no context parallelism", "ask for --engine vllm"
+    if not engine.context_parallel.covers(model):
+        what = f"{engine.label} has context parallelism for {engine.context_parallel.value} only"
+        return f"{what}, which {model.name} has not", "ask for --engine vllm"
+    copies = model.cache_copies(tp)
+    if copies == 1:
+        problem = f"no two of {tp} ranks keep the same KV heads, of whole contexts, of {model.name}"
+        return problem, "ask for a larger --tp, or leave it out"
+    return f"does not divide the {copies} of {tp} ranks that keep the same KV cache", f"ask for a divisor of {copies}"
 
 
 def stage_layers(model: Model, sharding: Sharding) -> tuple[tuple[int, ...], ...]:

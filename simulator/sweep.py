@@ -139,10 +139,11 @@ def _fill(result: Sweep, block: Scenario, calibrations: CalibrationSet, layouts:
 
 
 def _memory(option: Scenario, activations: Activations) -> _Memory:
-    """The ledger of one layout; peaks of activations are shared by layouts of one tensor-parallel degree."""
-    if option.sharding.tp not in activations:
-        activations[option.sharding.tp] = activation_peaks(option)
-    memory = ledger(option, activations[option.sharding.tp])
+    """The ledger of one layout; peaks of activations are shared by layouts with the same ranks in a stage."""
+    ranks = option.sharding.tp, option.sharding.cp
+    if ranks not in activations:
+        activations[ranks] = activation_peaks(option)
+    memory = ledger(option, activations[ranks])
     needed, low, high = (f().max(axis=0) for f in (memory.total_bytes, memory.low_bytes, memory.high_bytes))
     return _Memory(needed, low, high, verdicts(option, memory))
 

@@ -72,11 +72,13 @@ def layer_state_bytes(scenario: Scenario, block: Block) -> Array:
 
     A full layer keeps every token, a sliding window its own length and one more page, cross-attention the encoder's
     tokens, a recurrence a state of fixed size. What all users share (`shared_prefix`, in whole pages) is kept once.
+    With context parallelism a rank keeps every `cp`-th token, and pages are taken on all `cp` ranks together (virtual
+    blocks in vllm/v1/worker/block_table.py).
     """
-    page, tp = scenario.engine.block_tokens, scenario.sharding.tp
+    page, tp, cp = scenario.engine.block_tokens, scenario.sharding.tp, scenario.sharding.cp
     context, batch = np.asarray(scenario.context, float), np.asarray(scenario.batch, float)
-    pages = np.ceil(context / page)
-    shared = np.minimum(scenario.extras.shared_prefix // page, pages)
+    pages = np.ceil(context / (page * cp))
+    shared = np.minimum(scenario.extras.shared_prefix // (page * cp), pages)
     held_pages = batch * (pages - shared) + shared
     total = np.zeros(np.broadcast_shapes(context.shape, batch.shape))
     for mixer in (block.attention, block.crosses):

@@ -363,7 +363,7 @@ def shown(engine: str, asked: Planned) -> list[str]:
     """Texts that must stand in an export, written down apart from the code that makes them."""
     s, e = asked.scenario, asked.scenario.engine
     length = max(int(s.context), asked.prompt + asked.output)
-    tp, pp, ep, _ = s.sharding
+    tp, pp, ep, *_ = s.sharding
     uneven = len(set(asked.stages)) > 1
     if engine == "vllm":
         found = [f"-tensor-parallel-size {tp} ", f"-pipeline-parallel-size {pp} ", f"-max-num-seqs {s.batch} "]

@@ -15,6 +15,7 @@ from ..scenario import Phase, Step
 from ..workload import layers as workload
 from ..workload.formats import kv_element_bytes
 from ..workload.layers import Role
+from .context import combined_outputs, gathered_nodes, gathered_queries, kept_tokens
 from .latent import latent_nodes, latent_operators
 from .linear import all_reduce, elementwise_row, find, gemm_row
 from .program import Buffer, Node, Shard
@@ -63,14 +64,14 @@ def _attending(shard: Shard, index: int, a: workload.Attention, roles: tuple[Rol
             rows.append(gemm_row(shard, "cross kv", layer, count, [*keys, *values], source, stored))
     else:
         rotated = tokens * (heads * a.head_dim + made) * width
-        cached = tokens * made * kv_element_bytes(scenario.numerics.kv)
+        cached = tokens * made * kv_element_bytes(scenario.numerics.kv) / shard.cp
         launches = 2 + a.qk_norm  # rotary embedding, KV append, and the norms of q and k where there are any
         rows += [
             gemm_row(shard, "qkv", layer, count, [*query, *keys, *values], tokens, stored),
             *_whole_norm_all_reduce(shard, index, a),
             elementwise_row(shard, "rope, KV append", layer, count, rotated, rotated + cached, launches),
         ]
-    rows += [_attention_row(shard, index, a, part) for part in step.parts]
+    rows += _shared_rows(shard, index, a) if shard.cp > 1 else [_attention_row(shard, index, a, p) for p in step.parts]
     rows.append(gemm_row(shard, f"{prefix}out", layer, count, output, tokens, stored))
     if not (block.parallel and block.ffn is not None):
         rows += all_reduce(shard, f"{prefix}out all-reduce", layer, count)
@@ -83,20 +84,57 @@ def _source_tokens(shard: Shard, part: Step) -> Array:
 
 
 def _attention_row(shard: Shard, index: int, a: workload.Attention, part: Step) -> Attention:
+    if a.cross:
+        seen = np.asarray(shard.scenario.model.encoder_tokens, float)
+        return _attention_to(Bidirectional, "attention", shard, index, a, part, seen)
+    return _attention_to(Attention, "attention", shard, index, a, part, part.kv_tokens)
+
+
+def _shared_rows(shard: Shard, index: int, a: workload.Attention) -> list[Table]:
+    """Attention to a KV cache that ranks share out: to the past with the queries of all of them, to the step's own
+    tokens with a rank's own, and one merge of both. Queries of all parts are gathered and outputs scattered at once,
+    whether there is a past or not (`_forward_with_dcp` in vllm/v1/attention/backends/flash_attn.py).
+    """
+    heads, _ = heads_per_rank(a, shard.tp)
+    own = shard.tokens * heads * a.value_width * shard.activation.bytes
+    rows = gathered_queries(shard, index, shard.tokens, heads * a.head_dim)
+    for part in shard.step.parts:
+        past = kept_tokens(np.asarray(part.past_tokens), shard.cp)
+        asked = part._replace(new_tokens=np.where(past > 0, part.new_tokens, 0.0))
+        label = "attention to the past"
+        rows.append(_attention_to(Bidirectional, label, shard, index, a, asked, past, shard.cp))
+    rows += combined_outputs(shard, index, shard.tokens, heads, a.value_width)
+    for part in shard.step.parts:
+        new = np.asarray(part.new_tokens, float)
+        rows.append(_attention_to(Attention, "attention", shard, index, a, part, new))
+    layer, count = shard.scenario.model.blocks[index].name, shard.layer_count(index)
+    return [*rows, elementwise_row(shard, "merge outputs", layer, count, 2 * own, own)]
+
+
+def _attention_to(
+    kind: type[Attention],
+    label: str,
+    shard: Shard,
+    index: int,
+    a: workload.Attention,
+    part: Step,
+    keys: Array,
+    ranks: int = 1,
+) -> Attention:
+    """A part's queries, with the heads of so many ranks, against that many keys."""
     kv = shard.scenario.numerics.kv
     heads, kv_heads = heads_per_rank(a, shard.tp)
-    seen = np.asarray(shard.scenario.model.encoder_tokens, float) if a.cross else part.kv_tokens
     name = KernelName.ATTENTION_DECODE if part.phase is Phase.DECODE else KernelName.ATTENTION_PREFILL
     return one_row(
-        Bidirectional if a.cross else Attention,
-        "attention",
+        kind,
+        label,
         shard.scenario.model.blocks[index].name,
         shard.layer_count(index),
         Kernel(name, kv),
         sequences=part.sequences,
         new_tokens=part.new_tokens,
-        kv_tokens=seen,
-        heads=heads,
+        kv_tokens=keys,
+        heads=heads * ranks,
         kv_heads=kv_heads,
         # Work and traffic are linear in the widths of a key and of a value: the mean of both stands for each.
         head_dim=(a.head_dim + a.value_width) / 2,
@@ -143,11 +181,19 @@ def attention_nodes(shard: Shard, index: int) -> list[Node]:
         Node("norm", ("hidden",), (shard.activation_of("normed", model.hidden),)),
         Node("qkv", ("normed",), tuple(shard.activation_of(n, w) for n, w in (("q", q), ("k", k), ("v", v)))),
         Node("rope", ("q", "k"), (shard.activation_of("q rotated", q), shard.activation_of("k rotated", k))),
+        *(_shared_nodes(shard, q, attended) if shard.cp > 1 else []),
         Node("attention", ("q rotated", "k rotated", "v"), (shard.activation_of("attended", attended), *scores)),
+        *([Node("merge", ("from the past",))] if shard.cp > 1 else []),
         Node("out", ("attended",), (shard.activation_of("projected", model.hidden),)),
         Node("return", ("normed", "q rotated", "k rotated", "v")),
         Node("add", ("hidden", "projected"), (shard.activation_of("between", model.hidden),)),
     ]
+
+
+def _shared_nodes(shard: Shard, query: int, output: int) -> list[Node]:
+    """Dataflow of attention to the past that ranks share out."""
+    own = shard.activation_of("from the past", output)
+    return gathered_nodes(shard, shard.activation_of("q rotated", query), own, ("q rotated",))
 
 
 def heads_per_rank(attention: workload.Attention, tp: int) -> tuple[int, int]:

@@ -4,6 +4,9 @@ Prefill expands the latents of all tokens, past ones too, and multiplies full he
 is taken into the latent space and the attended latent out of it, each head by its half of `kv_b` (DeepSeek-V2,
 arXiv 2405.04434, section 2.1.2). Heads are cut over ranks; the bottlenecks and the latent cache are not.
 
+Where ranks share out the latents (`context.py`), decoding gathers queries in the latent space, and a prompt's next
+piece the latents of the earlier ones.
+
 Not modelled: the fp8 quantisation kernels before projections, two streams of an engine that overlap the bottleneck
 norms, and attention cut by users instead of heads (data-parallel attention).
 """
@@ -19,6 +22,7 @@ from ..scenario import Phase, Step
 from ..workload import layers as workload
 from ..workload.formats import kv_element_bytes
 from ..workload.layers import Role
+from .context import combined_outputs, gathered_nodes, gathered_past, gathered_queries, kept_tokens
 from .linear import all_reduce, elementwise_row, find, gemm_row
 from .program import Buffer, Node, Shard
 
@@ -36,7 +40,7 @@ def latent_operators(shard: Shard, index: int, a: workload.LatentAttention) -> l
     hidden_bytes = tokens * model.hidden * width
     rotated = tokens * (heads + 1) * a.rope * width
     latents = tokens * (a.latent + a.rope)
-    read_bytes, write_bytes = rotated + latents * width, rotated + latents * kv_element_bytes(kv)
+    read_bytes, write_bytes = rotated + latents * width, rotated + latents * kv_element_bytes(kv) / shard.cp
     return [
         elementwise_row(shard, "attention norm", layer, count, 2 * hidden_bytes, 2 * hidden_bytes),
         *_query_rows(shard, index, a),
@@ -52,6 +56,7 @@ def _inner_rows(shard: Shard, index: int, a: workload.LatentAttention, part: Ste
     model, layer, count = shard.scenario.model, shard.scenario.model.blocks[index].name, shard.layer_count(index)
     stored, kv, width = shard.scenario.numerics.weights, shard.scenario.numerics.kv, shard.activation.bytes
     heads, decode = math.ceil(a.heads / shard.tp), part.phase is Phase.DECODE
+    shared = decode and shard.cp > 1
     keys = np.asarray(np.asarray(part.sequences, float) * part.kv_tokens)
     attention = one_row(
         LatentAttention,
@@ -61,8 +66,8 @@ def _inner_rows(shard: Shard, index: int, a: workload.LatentAttention, part: Ste
         Kernel(KernelName.MLA_DECODE if decode else KernelName.MLA_PREFILL, kv),
         sequences=part.sequences,
         new_tokens=part.new_tokens,
-        kv_tokens=part.kv_tokens,
-        heads=heads,
+        kv_tokens=kept_tokens(part.kv_tokens, shard.cp) if shared else part.kv_tokens,
+        heads=heads * shard.cp if shared else heads,
         latent=a.latent,
         rope=a.rope,
         nope=a.nope,
@@ -75,11 +80,15 @@ def _inner_rows(shard: Shard, index: int, a: workload.LatentAttention, part: Ste
         return [
             _absorbed_row(shard, part, "query into latent", index, heads, a.nope, a.latent),
             elementwise_row(shard, "assemble queries", layer, count, queries, queries),
+            *(gathered_queries(shard, index, part.tokens, heads * (a.latent + a.rope)) if shared else []),
             attention,
+            *(combined_outputs(shard, index, part.tokens, heads, a.latent) if shared else []),
             _absorbed_row(shard, part, "output from latent", index, heads, a.latent, a.value),
         ]
     parts, assembled = keys * (heads * a.nope + a.rope) * width, keys * heads * (a.nope + a.rope) * width
+    earlier = np.asarray(np.asarray(part.sequences, float) * np.asarray(part.past_tokens, float))
     return [
+        *(gathered_past(shard, index, earlier, a.latent + a.rope) if shard.cp > 1 else []),
         gemm_row(shard, "kv_b", layer, count, find(model, index, Role.KV_B), keys, stored),
         elementwise_row(shard, "assemble keys", layer, count, parts, assembled),
         attention,
@@ -128,13 +137,22 @@ def latent_nodes(shard: Shard, index: int, a: workload.LatentAttention) -> list[
     """Dataflow of the latent attention of one layer: reads `hidden`, writes `between`.
 
     As in a prefill, which needs more than decoding. An engine's memory for expanding earlier chunks counts in full
-    (`CONTEXT_CHUNK_TOKENS`); what only other engines set aside does not.
+    (`CONTEXT_CHUNK_TOKENS`); what only other engines set aside does not. Where ranks share out the latents, room for a
+    rank's own part of a chunk and for the chunk in order comes to it, and what decoding gathers for all users.
     """
     model, heads = shard.scenario.model, math.ceil(a.heads / shard.tp)
     query, expanded = heads * (a.nope + a.rope), heads * (a.nope + a.value)
 
-    def chunk(name: str, elements: int) -> Buffer:
-        return shard.activation_of(name, elements, np.asarray(float(CONTEXT_CHUNK_TOKENS)))
+    def chunk(name: str, elements: int, times: float = 1.0) -> Buffer:
+        return shard.activation_of(name, elements, np.asarray(CONTEXT_CHUNK_TOKENS * times))
+
+    earlier = chunk("earlier latent", a.latent + a.rope), chunk("earlier expanded", expanded)
+    decoding: list[Node] = []
+    if shard.cp > 1:
+        earlier = chunk("earlier latent", a.latent + a.rope, 2 + 1 / shard.cp), earlier[1]
+        users = np.asarray(shard.scenario.batch, float)
+        asking = shard.activation_of("latent queries", heads * (a.latent + a.rope), users)
+        decoding = gathered_nodes(shard, asking, shard.activation_of("latent outputs", heads * a.latent, users))
 
     bottleneck = [
         Node("q_a", ("normed",), (shard.activation_of("q latent", a.query_latent or 0),)),
@@ -150,12 +168,13 @@ def latent_nodes(shard: Shard, index: int, a: workload.LatentAttention) -> list[
         Node("assemble queries", ("q", "rotated"), (shard.activation_of("queries", query),)),
         Node("kv_b", ("latent normed",), (shard.activation_of("expanded", expanded),)),
         Node("assemble keys", ("expanded", "rotated"), (shard.activation_of("keys", query),)),
-        Node("earlier chunks", (), (chunk("earlier latent", a.latent + a.rope), chunk("earlier expanded", expanded))),
+        Node("earlier chunks", (), earlier),
         Node(
             "attention",
             ("queries", "keys", "expanded", "earlier latent", "earlier expanded"),
             (shard.activation_of("attended", heads * a.value),),
         ),
+        *decoding,
         Node("out", ("attended",), (shard.activation_of("projected", model.hidden),)),
         Node("return", ("normed", "latent", "latent normed", "q", "rotated", "queries", "keys", "expanded")),
         Node("add", ("hidden", "projected"), (shard.activation_of("between", model.hidden),)),

@@ -51,6 +51,11 @@ class Shard:
         return Shard(scenario, step, tokens, logits, scenario.sharding.tp, stages)
 
     @property
+    def cp(self) -> int:
+        """Ranks that share out the tokens of a KV cache."""
+        return self.scenario.sharding.cp
+
+    @property
     def activation(self) -> DType:
         """Format of activations."""
         return self.scenario.numerics.activations

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ...dtypes import DType
 from ...errors import InputError
-from ..scenario import Numerics, Sharding
+from ..scenario import Engine, Numerics, Sharding, shared_ranks
 from ..workload.formats import FORMATS, WeightFormat
 from ..workload.model import Model
 
@@ -24,21 +24,34 @@ def splits(model: Model, tp: int, ep: int = 1) -> bool:
 
 
 def layouts(
-    model: Model, devices: int, tp: int | None = None, pp: int | None = None, ep: int | None = None
+    model: Model,
+    devices: int,
+    tp: int | None = None,
+    pp: int | None = None,
+    ep: int | None = None,
+    cp: int | None = None,
 ) -> tuple[Sharding, ...]:
-    """Layouts on at most `devices` devices; `tp`, `pp` and `ep` pin a degree (experts are dealt out only if asked for).
+    """Layouts on at most `devices` devices; `tp`, `pp`, `ep` and `cp` pin a degree (experts, and the tokens of a KV
+    cache, are dealt out only if asked for).
 
     Tensor parallel by powers of two; pipelines by powers of two and by divisors of what is left.
     """
-    if min(tp or 1, pp or 1, ep or 1) < 1:
+    if min(tp or 1, pp or 1, ep or 1, cp or 1) < 1:
         return ()
+    whole = Sharding(ep=ep or 1, cp=cp or 1)
     result = []
     for t in [tp] if tp else _powers_of_two(devices):
         left = devices // t
         depths = {pp} if pp else {*_powers_of_two(left), *(p for p in range(1, left + 1) if left % p == 0)}
-        if splits(model, t, ep or 1):
-            result += [Sharding(t, p, ep or 1) for p in sorted(depths) if t * p <= devices and p <= model.layers]
+        if splits(model, t, whole.ep) and model.cache_copies(t) % whole.cp == 0:
+            result += [whole._replace(tp=t, pp=p) for p in sorted(depths) if t * p <= devices and p <= model.layers]
     return tuple(result)
+
+
+def context_degrees(model: Model, engine: Engine, tp: int) -> list[int]:
+    """Over how many of `tp` ranks the engine may share out a KV cache: powers of two, 1 where no two keep the same."""
+    copies = shared_ranks(model, engine, tp)
+    return [degree for degree in _powers_of_two(copies) if copies % degree == 0]
 
 
 def _powers_of_two(limit: int) -> list[int]:

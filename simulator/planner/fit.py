@@ -36,6 +36,8 @@ from ..scenario import (
     Numerics,
     Scenario,
     Sharding,
+    shared_ranks,
+    why_not_shared,
 )
 from ..workload.formats import WeightFormat
 from .domain import largest, layouts, precisions
@@ -45,7 +47,8 @@ from .verdict import Verdict, budget_bytes, room_bytes, verdict, verdicts
 __all__ = ["Verdict", "budget_bytes", "room_bytes", "verdict", "verdicts"]
 
 MAX_USERS = 65536
-Activations = dict[int, tuple[Array, Array]]  # peaks of inner and last stage by tensor-parallel degree
+# Peaks of inner and last stage by what they depend on of a layout: tensor- and context-parallel degree.
+Activations = dict[tuple[int, int], tuple[Array, Array]]
 
 
 class NoLayoutError(InputError):
@@ -55,9 +58,11 @@ class NoLayoutError(InputError):
         super().__init__(problem, key=key, value=value, remedy=remedy)
 
 
-def _why_no_layout(scenario: Scenario, tp: int, pp: int, ep: int) -> tuple[str, int, str, str]:
-    """Key, value, problem and remedy of the first reason why tp x pp with ep groups is no layout."""
+def _why_no_layout(scenario: Scenario, tp: int, pp: int, ep: int, cp: int) -> tuple[str, int, str, str]:
+    """Key, value, problem and remedy of the first reason why tp x pp with ep groups over cp ranks is no layout."""
     fleet, model = scenario.fleet, scenario.model
+    if cp > 1 and layouts(model, fleet.count, tp if tp > 1 else None, pp, ep):
+        return "--cp", cp, *why_not_shared(model, scenario.engine, tp if tp > 1 else fleet.count)
     if tp * pp > fleet.count:
         remedy = f"ask for --gpu {tp * pp}x{fleet.device.key}"
         return "--tp/--pp", tp * pp, f"that many devices are needed, there are {fleet.count}", remedy
@@ -124,6 +129,7 @@ class Wishes(NamedTuple):
     pp: int | None = None
     ep: int | None = None
     offload: Offload | None = None
+    cp: int | None = None
 
 
 class Candidate(NamedTuple):
@@ -144,10 +150,17 @@ class Choice(NamedTuple):
 
 def layouts_of(scenario: Scenario, wishes: Wishes) -> tuple[Sharding, ...]:
     """The layouts that the asker's pins leave, at least one."""
-    found = layouts(scenario.model, scenario.fleet.count, wishes.tp, wishes.pp, wishes.ep)
+    found = shared_out(scenario, scenario.fleet.count, wishes)
     if not found:
-        raise NoLayoutError(*_why_no_layout(scenario, wishes.tp or 1, wishes.pp or 1, wishes.ep or 1))
+        degrees = (degree or 1 for degree in (wishes.tp, wishes.pp, wishes.ep, wishes.cp))
+        raise NoLayoutError(*_why_no_layout(scenario, *degrees))
     return found
+
+
+def shared_out(scenario: Scenario, devices: int, wishes: Wishes) -> tuple[Sharding, ...]:
+    """The layouts on so many devices that the asker's pins leave and the engine can run."""
+    found = layouts(scenario.model, devices, wishes.tp, wishes.pp, wishes.ep, wishes.cp)
+    return tuple(s for s in found if shared_ranks(scenario.model, scenario.engine, s.tp) % s.cp == 0)
 
 
 def candidates(
@@ -164,9 +177,10 @@ def candidates(
         if sharding.tp in settled:
             continue
         option = scenario.but(numerics=numerics, sharding=sharding)
-        if sharding.tp not in activations:
-            activations[sharding.tp] = activation_peaks(option)
-        memory = ledger(option, activations[sharding.tp])
+        ranks = sharding.tp, sharding.cp
+        if ranks not in activations:
+            activations[ranks] = activation_peaks(option)
+        memory = ledger(option, activations[ranks])
         result.append(Candidate(option, memory, verdict(option, memory)))
         if result[-1].verdict is Verdict.SURELY and np.max(scenario.batch) <= 1:
             settled.add(sharding.tp)
@@ -210,8 +224,13 @@ def choose(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> 
 
 
 def placements(scenario: Scenario, wishes: Wishes, calibrations: CalibrationSet) -> tuple[list[Candidate], int]:
-    """The best placement in host memory (and on its drive) for each precision and layout of one stage."""
-    found, looked_at = [], 0
+    """The best placement in host memory (and on its drive) for each precision and layout of one stage.
+
+    A KV cache that ranks are to share out is one on the devices: nothing is placed beside it.
+    """
+    found, looked_at = list[Candidate](), 0
+    if (wishes.cp or 1) > 1:
+        return found, looked_at
     for numerics in precisions(scenario.model, wishes.weights, wishes.kv):
         for sharding in layouts(scenario.model, scenario.fleet.count, wishes.tp, wishes.pp or 1, wishes.ep):
             option = scenario.but(numerics=numerics, sharding=sharding)
@@ -269,7 +288,7 @@ class Fewest(NamedTuple):
 def fewest_devices(scenario: Scenario, wishes: Wishes, counts: tuple[int, ...]) -> Fewest | None:
     """Smallest of `counts` of like devices on which the model surely fits, in the most faithful precision there."""
     for count in counts:
-        if not layouts(scenario.model, count, wishes.tp, wishes.pp, wishes.ep):
+        if not shared_out(scenario, count, wishes):
             continue
         grown = scenario.but(fleet=scenario.fleet.sized(count), sharding=Sharding())
         for numerics in precisions(scenario.model, wishes.weights, wishes.kv):

@@ -19,11 +19,24 @@ from ..calibration import CalibrationSet
 from ..estimate import Array
 from ..generation import batch_steps
 from ..quality import kv_increase
-from ..scenario import ON_DEVICE, Engine, Extras, MemoryTier, Mode, Numerics, Phase, Scenario, Sharding, Step, Where
+from ..scenario import (
+    ON_DEVICE,
+    Engine,
+    Extras,
+    MemoryTier,
+    Mode,
+    Numerics,
+    Phase,
+    Scenario,
+    Sharding,
+    Step,
+    Where,
+    shared_ranks,
+)
 from ..serving import Load, steps_of
 from ..speculation import LENGTHS, checking, tokens_per_round
 from ..workload.formats import FORMATS, WeightFormat
-from .domain import layouts, takes, weight_choices
+from .domain import context_degrees, layouts, takes, weight_choices
 from .fit import OFFLOADS, RUNNABLE, Offload
 from .place import modes_of
 from .prices import Alternative, Layout, StepKind, combinations
@@ -119,7 +132,8 @@ def _families(question: Question, calibrations: CalibrationSet) -> Iterator[Fami
     pins, most = question.pins, question.usable_devices()
     users = _users(question)
     for sharding in _layouts(question, most):
-        if question.extras.draft_length and sharding.pp > 1:  # no engine here guesses in a pipeline
+        # No engine here guesses in a pipeline; a draft's cache beside one that ranks share out is not priced.
+        if question.extras.draft_length and (sharding.pp > 1 or sharding.cp > 1):
             continue
         replicas = min(question.fleet.count // sharding.devices * question.nodes, most // sharding.devices)
         for kv in kv_formats(question):
@@ -146,7 +160,16 @@ def _layouts(question: Question, most: int) -> tuple[Sharding, ...]:
     here = min(question.fleet.count, most)
     degrees = [pins.ep] if pins.ep else [1, *_expert_degrees(question)]
     found = [s for ep in degrees for s in layouts(question.model, here, pins.tp, pins.pp, ep)]
-    return tuple(dict.fromkeys(s for s in found if s.ep == 1 or s.ep == s.tp))
+    whole = dict.fromkeys(s for s in found if s.ep == 1 or s.ep == s.tp)
+    return tuple(s._replace(cp=cp) for s in whole for cp in _context_degrees(question, s.tp))
+
+
+def _context_degrees(question: Question, tp: int) -> list[int]:
+    """Degrees of context parallelism: each that keeps fewer copies of a KV cache, where the engine has it."""
+    pinned, copies = question.pins.cp, shared_ranks(question.model, question.engine, tp)
+    if pinned is None:
+        return context_degrees(question.model, question.engine, tp)
+    return [pinned] if copies % pinned == 0 else []
 
 
 def _expert_degrees(question: Question) -> list[int]:
@@ -165,7 +188,7 @@ def _users(question: Question) -> Array:
 def _placements(question: Question, sharding: Sharding, kv: DType) -> list[tuple[tuple[Mode, float], ...]]:
     """The sets of modes that run together somewhere, each mode with every share of experts kept."""
     fleet = question.fleet
-    if fleet.host_memory_bytes is None or fleet.device.unified_memory or sharding.pp > 1:
+    if fleet.host_memory_bytes is None or fleet.device.unified_memory or sharding.pp > 1 or sharding.cp > 1:
         return []
     wanted = OFFLOADS[question.pins.offload]
     sets = [question.engine.offloads] if question.engine.offloads else RUNNABLE

@@ -13,7 +13,7 @@ from ..quality import Sensitivities
 from ..scenario import Engine, Extras, Scenario
 from ..workload.formats import WeightFormat
 from ..workload.model import Model
-from .fit import Offload
+from .fit import Offload, Wishes, layouts_of
 
 USERS = tuple(float(n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024))
 
@@ -55,6 +55,7 @@ class Pins(NamedTuple):
     chunk: int | None = None
     offload: Offload | None = None
     draft_length: int | None = None
+    cp: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,9 @@ class Question:
         if self.prompt + self.output > self.model.max_context:
             problem = f"prompt and output exceed the {self.model.max_context:,} tokens of {self.model.name}"
             raise InputError(problem, key="--prompt", value=self.prompt, remedy="ask for fewer tokens")
+        if (self.pins.cp or 1) > 1:
+            pins = self.pins
+            layouts_of(self.scenario(), Wishes(tp=pins.tp, pp=pins.pp, ep=pins.ep, cp=pins.cp))
 
     def budget_bytes(self) -> float:
         """Bytes an engine may claim on one device."""

@@ -183,6 +183,8 @@ def _check(question: Question, nodes: tuple[Node, ...], wanted: Wanted) -> None:
     for name in ("pp", "ep"):
         if (getattr(question.pins, name) or 1) > 1:
             raise InputError("is chosen by the plan for unlike devices", key=f"--{name}", remedy="leave it out")
+    if (question.pins.cp or 1) > 1:
+        raise InputError("is not planned for unlike devices", key="--cp", remedy="leave it out")
     if not any(groupings(question, nodes)):
         what = f"{question.engine.name} computes no layers on a host, and there are no devices"
         raise InputError(what, key="--engine", value=question.engine.name, remedy="--engine llama.cpp")

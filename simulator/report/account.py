@@ -27,7 +27,7 @@ UNNAMED = "--vram/--bandwidth"  # stands where the file of a card without a name
 
 def layout_of(sharding: Sharding) -> a.Layout:
     """How a model is cut, as the contract shows it."""
-    return a.Layout(sharding.tp, sharding.pp, sharding.ep, sharding.devices)
+    return a.Layout(sharding.tp, sharding.pp, sharding.ep, sharding.cp, sharding.devices)
 
 
 def question_of(scenario: Scenario, wishes: Wishes) -> a.Question:

@@ -254,6 +254,7 @@ def words_of(
     users = f"{frame.users:.0f} user{'s' if frame.users > 1 else ''}"
     away = where_words(best)
     run = f"run {replicas}{scenario.sharding} with {weights_words(best)} weights and a {scenario.numerics.kv} KV cache"
+    run += f" shared out over {scenario.sharding.cp} ranks" if scenario.sharding.cp > 1 else ""
     chunk = scenario.engine.max_batched_tokens
     pieces = "" if chunk == question.engine.max_batched_tokens else f", prompts in steps of {chunk:,} tokens"
     each = " each" if frame.family.replicas > 1 else ""

@@ -85,10 +85,11 @@ def refused(chosen: Candidate, load: Load, next_step: str) -> a.ServeAnswer:
 
 def _decode_step_of(scenario: Scenario, load: Load, running: float, wishes: Wishes) -> str:
     """How to open the decode step of these requests half way through their answers, in this precision and layout."""
-    numerics, (tp, pp, ep, *_) = scenario.numerics, scenario.sharding
+    numerics, (tp, pp, ep, _, cp) = scenario.numerics, scenario.sharding
     model = scenario.model
     # Nothing was chosen, and not every stored format has a name.
     stored = len(weight_choices(model)) == 1 and numerics.weights.name == model.native.name
-    pinned = Wishes(None if stored else numerics.weights, numerics.kv, tp, pp, ep if ep > 1 else wishes.ep)
+    ep_, cp_ = (degree if degree > 1 else wish for degree, wish in ((ep, wishes.ep), (cp, wishes.cp)))
+    pinned = Wishes(None if stored else numerics.weights, numerics.kv, tp, pp, ep_, cp=cp_)
     middle = scenario.but(batch=max(1, round(running)), context=round(load.prompt + load.output / 2))
     return f"roofplan explain {flags_of(middle, pinned)}   (the decode step)"

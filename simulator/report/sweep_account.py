@@ -29,7 +29,7 @@ def empty(points: int, devices: Sequence[str], weights: Sequence[str], kv: Seque
     """Columns of that many points with nothing in them yet."""
     names = {"device": devices, "weights": weights, "kv": kv}
     names |= {"verdict": VERDICTS, "binds": BINDS, "evidence": EVIDENCE}
-    counts: dict[str, npt.DTypeLike] = dict.fromkeys(("device_count", "tp", "pp", "ep"), np.int16)
+    counts: dict[str, npt.DTypeLike] = dict.fromkeys(("device_count", "tp", "pp", "ep", "cp"), np.int16)
     counts |= dict.fromkeys(("batch", "context_tokens", "prompt_tokens"), np.int64)
 
     def column(name: str) -> Any:
@@ -49,7 +49,7 @@ def fill(columns: a.SweepColumns, rows: slice, asked: Scenario, layouts: Sequenc
         return np.where(fits, values, np.nan)
 
     batch = np.asarray(asked.batch)
-    degrees = np.array([(s.tp, s.pp, s.ep) for s in layouts], np.int16)[found.layout]
+    degrees = np.array([(s.tp, s.pp, s.ep, s.cp) for s in layouts], np.int16)[found.layout]
     written = a.SweepColumns(
         device=_same(columns.device, asked.fleet.device.key),
         device_count=np.asarray(asked.fleet.count),
@@ -58,6 +58,7 @@ def fill(columns: a.SweepColumns, rows: slice, asked: Scenario, layouts: Sequenc
         tp=degrees[..., 0],
         pp=degrees[..., 1],
         ep=degrees[..., 2],
+        cp=degrees[..., 3],
         batch=batch,
         context_tokens=np.asarray(asked.context),
         prompt_tokens=np.asarray(asked.prompt),
@@ -112,7 +113,8 @@ def series_of(asked: Scenario, columns: a.SweepColumns, first: int, calibrations
     for batch, context in corners(batches, contexts):
         row = first + int(np.searchsorted(batches, batch)) * contexts.size + int(np.searchsorted(contexts, context))
         if columns.verdict.codes[row] != Verdict.NO:
-            sharding = Sharding(int(columns.tp[row]), int(columns.pp[row]), int(columns.ep[row]))
+            tp, pp, ep, cp = (int(column[row]) for column in (columns.tp, columns.pp, columns.ep, columns.cp))
+            sharding = Sharding(tp, pp, ep, cp=cp)
             prompt = int(columns.prompt_tokens[row])
             point = asked.but(batch=batch, context=context, prompt=prompt, sharding=sharding)
             decoded.append(decode_in_detail(point, calibrations))

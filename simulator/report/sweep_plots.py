@@ -85,7 +85,7 @@ def _line(answer: a.SweepAnswer, series: int, batch: int, batches: int, colour: 
     c = answer.columns
     length = answer.points // len(answer.series) // batches
     rows = slice((series * batches + batch) * length, (series * batches + batch + 1) * length)
-    layouts = np.stack([column[rows] for column in (c.tp, c.pp, c.ep)])
+    layouts = np.stack([column[rows] for column in (c.tp, c.pp, c.ep, c.cp)])
     return _Line(
         int(c.batch[rows][0]),
         colour,

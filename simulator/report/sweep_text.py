@@ -75,9 +75,9 @@ def _layouts(columns: a.SweepColumns, series: int, shape: tuple[int, ...]) -> st
     """The layouts of a series, of those points that fit if any does."""
     rows = slice(series * shape[1] * shape[2], (series + 1) * shape[1] * shape[2])
     fits = columns.verdict.codes[rows] != NO
-    degrees = np.stack([column[rows] for column in (columns.tp, columns.pp, columns.ep)], axis=1)
+    degrees = np.stack([column[rows] for column in (columns.tp, columns.pp, columns.ep, columns.cp)], axis=1)
     found = np.unique(degrees[fits] if fits.any() else degrees, axis=0)
-    names = [text.layout(a.Layout(int(tp), int(pp), int(ep), int(tp * pp))) for tp, pp, ep in found]
+    names = [text.layout(a.Layout(int(tp), int(pp), int(ep), int(cp), int(tp * pp))) for tp, pp, ep, cp in found]
     return ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]}"
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...units import format_bytes, format_flops, format_gib, format_seconds
 from .. import answers as a
+from ..scenario import Sharding
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,7 +82,7 @@ def brief(q: a.Quantity) -> str:
 
 def layout(value: a.Layout) -> str:
     """`tp2 pp2`."""
-    return f"tp{value.tp}" + (f" pp{value.pp}" if value.pp > 1 else "") + (f" ep{value.ep}" if value.ep > 1 else "")
+    return str(Sharding(value.tp, value.pp, value.ep, cp=value.cp))
 
 
 def devices(name: str, count: int) -> str:

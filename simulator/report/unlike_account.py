@@ -98,7 +98,7 @@ def _row(question: Question, plan: UnlikePlan) -> a.PlanRow:
         weights += _formats(part)
     words = ", ".join(weights) if len(weights) == 1 else ", ".join(f"{n} layers {w}" for w, n in weights.most_common())
     return a.PlanRow(
-        layout=Layout(tp, len(parts), 1, devices),
+        layout=Layout(tp, len(parts), 1, 1, devices),
         stages=tuple(part.layers for part in parts),
         replicas=1,
         devices=devices,

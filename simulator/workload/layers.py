@@ -116,6 +116,11 @@ class Attention(NamedTuple):
         """Whether `tp` ranks share it evenly: heads divide, KV heads divide or are replicated evenly."""
         return self.heads % tp == 0 and (self.kv_heads % tp == 0 or tp % self.kv_heads == 0)
 
+    def cache_copies(self, tp: int) -> int:
+        """How many of `tp` ranks keep the same KV heads of a whole context; a window's or an encoder's count as one."""
+        keeps_context = self.window is None and not self.cross and not self.borrows
+        return max(1, tp // self.kv_heads) if keeps_context else 1
+
 
 class LatentAttention(NamedTuple):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
@@ -159,6 +164,10 @@ class LatentAttention(NamedTuple):
     def cut_by(self, tp: int) -> bool:
         """Whether `tp` ranks share its heads evenly."""
         return self.heads % tp == 0
+
+    def cache_copies(self, tp: int) -> int:
+        """How many of `tp` ranks keep the same latents: all."""
+        return tp
 
 
 class Recurrent(NamedTuple):
@@ -213,6 +222,10 @@ class Recurrent(NamedTuple):
     def cut_by(self, tp: int) -> bool:
         """Whether `tp` ranks share its heads evenly."""
         return self.heads % tp == 0 and self.inner % tp == 0
+
+    def cache_copies(self, tp: int) -> int:
+        """A state has no tokens that ranks could share out."""
+        return 1
 
 
 Mixer = Attention | LatentAttention | Recurrent

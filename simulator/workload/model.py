@@ -4,6 +4,7 @@ of weight tensors, so a family is described once. `pattern` says which block eac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,6 +106,11 @@ class Model:
     def reads_source(self) -> bool:
         """Whether every layer attends to what an encoder made of a source, which each sequence has one of."""
         return bool(self.towers) and any(block.crosses is not None for block in self.blocks)
+
+    def cache_copies(self, tp: int) -> int:
+        """How many of `tp` ranks keep the same KV cache in every layer, so that they could share its tokens out."""
+        mixers = (part for block in self.blocks for part in (block.attention, block.crosses) if part is not None)
+        return math.gcd(*(mixer.cache_copies(tp) for mixer in mixers)) or 1
 
     def layer_counts(self) -> tuple[int, ...]:
         """How many layers each block stands for."""

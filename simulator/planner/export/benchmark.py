@@ -43,6 +43,8 @@ def serve(planned: Planned, engine: str, port: int) -> tuple[str, tuple[str, ...
     notes = [f"read the benchmark's result with: roofplan records import {RESULT}" + _said(planned, engine)]
     if is_file:
         notes.append(f"TOKENIZER is the repository of {scenario.model.name}: the benchmark counts tokens with it")
+    if scenario.sharding.cp > 1:
+        notes.append("records have no column for context parallelism yet: keep what the importer makes of it apart")
     if planned.replicas > 1:
         notes.append(f"the benchmark loads the first replica with its share of the clients, {together}")
     if together > planned.users:

@@ -21,6 +21,7 @@ from .planned import (
     is_native,
     kind_of,
     layer_formats,
+    no_shared_contexts,
     on_device,
 )
 
@@ -99,6 +100,7 @@ def _pp(planned: Planned) -> Means:
 DECIDE: Mapping[Decision, Decide] = {
     **sglang.DECIDE,
     Decision.PP: _pp,
+    Decision.CP: no_shared_contexts,
     Decision.WEIGHTS: _weights,
     Decision.LAYER_FORMATS: layer_formats(frozenset(), ""),
     Decision.PLACEMENT: _placement,

@@ -18,6 +18,7 @@ from .planned import (
     kind_of,
     layer_formats,
     no_cxl,
+    no_shared_contexts,
     replicas,
     waiting,
 )
@@ -200,6 +201,7 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.PP: _pp,
     Decision.STAGES: _stages,
     Decision.EP: _ep,
+    Decision.CP: no_shared_contexts,
     Decision.REPLICAS: replicas,
     Decision.USERS: lambda p: Means(("--parallel", str(p.users))),
     Decision.STEP_TOKENS: _step_tokens,

@@ -30,6 +30,7 @@ class Decision(StrEnum):
     PP = "pipeline stages"
     STAGES = "layers of a stage"
     EP = "expert parallelism"
+    CP = "context parallelism"
     REPLICAS = "replicas"
     USERS = "users of a replica"
     STEP_TOKENS = "tokens of a step"
@@ -245,6 +246,13 @@ def on_device(planned: Planned, why: str = "has no placement beside the device")
     """Refuse any placement."""
     if planned.modes:
         raise Refused(f"{why}: {', '.join(f'{n} x {mode.name}' for mode, n in planned.modes.items())}")
+
+
+def no_shared_contexts(planned: Planned) -> Means:
+    """Refuse a KV cache whose tokens are dealt out over ranks; none asked needs no words."""
+    if planned.scenario.sharding.cp > 1:
+        raise Refused("deals no contexts out over the ranks that serve their prompts too")
+    return Means(because="every rank keeps whole contexts")
 
 
 def no_storage(planned: Planned) -> Means:

@@ -9,7 +9,7 @@ import numpy as np
 from ....dtypes import DType
 from ...memory import TensorClass, ledger
 from ...placement import moved
-from ...scenario import LAYERS_STREAMED
+from ...scenario import LAYERS_STREAMED, ContextParallel
 from .planned import (
     Command,
     Decide,
@@ -92,6 +92,18 @@ def _kv(planned: Planned) -> Means:
     raise Refused(f"keeps no cache in {kv}")
 
 
+def _cp(planned: Planned) -> Means:
+    scenario = planned.scenario
+    if scenario.sharding.cp == 1:
+        return Means(because="every rank keeps whole contexts")
+    if not ContextParallel.LATENT.covers(scenario.model):
+        raise Refused("deals contexts of latent attention out over ranks, no others")
+    if not scenario.engine.flash_attention:
+        raise Refused("deals no contexts out with the attention backend that keeps scores")
+    # The backend of the pull request that brought it (14194); not all others return what their parts are merged by.
+    return Means(("--dcp-size", str(scenario.sharding.cp), "--attention-backend", "flashinfer"))
+
+
 def _memory(planned: Planned) -> Means:
     """The share for weights and cache: what the engine may claim less what else the ledger counts on the device."""
     scenario = planned.scenario
@@ -172,6 +184,7 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.PP: lambda p: Means(("--pipeline-parallel-size", str(p.scenario.sharding.pp))),
     Decision.STAGES: _stages,
     Decision.EP: lambda p: Means(("--expert-parallel-size", str(p.scenario.sharding.ep))),
+    Decision.CP: _cp,
     Decision.REPLICAS: replicas,
     Decision.USERS: lambda p: Means(("--max-running-requests", str(p.users))),
     Decision.STEP_TOKENS: lambda p: Means(("--max-prefill-tokens", str(p.scenario.engine.max_batched_tokens))),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ....dtypes import DType
 from ...placement import moved
-from ...scenario import LAYERS_STREAMED
+from ...scenario import LAYERS_STREAMED, ContextParallel
 from .planned import (
     Command,
     Decide,
@@ -96,6 +96,15 @@ def _ep(planned: Planned) -> Means:
     return Means(("--enable-expert-parallel",))
 
 
+def _cp(planned: Planned) -> Means:
+    cp, kv = planned.scenario.sharding.cp, planned.scenario.numerics.kv
+    if cp == 1:
+        return Means(because="every rank keeps whole contexts")
+    if kv is DType.FP8 and ContextParallel.LATENT.covers(planned.scenario.model):
+        raise Refused("0.11 deals no fp8 latents out over ranks (later versions do: its pull request 44044)")
+    return Means(("--decode-context-parallel-size", str(cp)))
+
+
 def _chunks(planned: Planned) -> Means:
     engine = planned.scenario.engine
     if engine.chunks_prefill:
@@ -170,6 +179,7 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.PP: lambda p: Means(("--pipeline-parallel-size", str(p.scenario.sharding.pp))),
     Decision.STAGES: _stages,
     Decision.EP: _ep,
+    Decision.CP: _cp,
     Decision.REPLICAS: replicas,
     Decision.USERS: lambda p: Means(("--max-num-seqs", str(p.users))),
     Decision.STEP_TOKENS: lambda p: Means(("--max-num-batched-tokens", str(p.scenario.engine.max_batched_tokens))),
