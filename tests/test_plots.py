@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
@@ -36,6 +36,7 @@ def labels_apart(figure: Figure, least: int = 1) -> None:
 
 @settings(max_examples=80)
 @given(low=st.floats(-5, 4), decades=st.floats(0.02, 10), seconds=st.booleans())
+@example(low=-2.984375, decades=0.9375, seconds=False)
 def test_labels_of_a_logarithmic_axis_stand_apart(low: float, decades: float, seconds: bool) -> None:
     figure = blank(6, 5.5)
     axes = figure.add_subplot()

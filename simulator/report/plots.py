@@ -78,6 +78,9 @@ def blank(width: float, height: float) -> Figure:
 DIGITS = ((1, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 5), (1, 3), (1,))  # of labels in each decade, the most that have room
 
 
+LABEL_SHARE = 0.1  # of an axis's length that a label takes
+
+
 def log_ticks(axis: Any, most: int = 7, label: Callable[[float], str] = "{:,g}".format) -> None:
     """At most `most` round labels on a logarithmic axis, whose limits are final.
 
@@ -90,7 +93,9 @@ def log_ticks(axis: Any, most: int = 7, label: Callable[[float], str] = "{:,g}".
     found = (np.outer(decades, digits).ravel() for digits in DIGITS)
     inside = [ticks[(ticks >= low) & (ticks <= high)] for ticks in found]
     every = -(-len(inside[-1]) // most) or 1
-    ticks = next((ticks for ticks in inside if len(ticks) <= most), inside[-1][::every])
+    span = np.log10(high / low)
+    apart = (t for t in inside if len(t) <= most and np.all(np.diff(np.log10(t)) >= LABEL_SHARE * span))
+    ticks = next(apart, inside[-1][::every])
     if len(ticks) < 3:
         ticks = MaxNLocator(most - 2).tick_values(low, high)
     axis.set_major_locator(FixedLocator(ticks[(ticks >= low) & (ticks <= high)]))
