@@ -138,14 +138,25 @@ def format_flops(value: float) -> str:
     return _scaled(value, ("", "k", "M", "G", "T", "P", "E", "Z")) + "FLOP"
 
 
+# Below so many seconds, by so much, in that unit.
+DURATIONS = (
+    (1e-3, 1e6, "us"),
+    (1.0, 1e3, "ms"),
+    (100.0, 1.0, "s"),
+    (6000.0, 1 / 60, "min"),
+    (360_000.0, 1 / 3600, "h"),
+)
+
+
 def format_seconds(value: float) -> str:
     """A duration with a fitting unit."""
     if not math.isfinite(value):
         return "-"
-    for limit, scale, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (100.0, 1.0, "s"), (6000.0, 1 / 60, "min")):
+    for limit, scale, unit in DURATIONS:
         if abs(value) < limit * 0.9995:
             return f"{value * scale:.3g} {unit}"
-    return f"{value / 3600:.3g} h"
+    days = value / 86400
+    return f"{days:.3g} d" if abs(days) < 1e3 else f"{days:,.0f} d"
 
 
 def format_count(value: float) -> str:
