@@ -178,18 +178,8 @@ class StepCosts:
 
     def chosen(self, cached: float) -> Array:
         """Share of a layer's expert bytes a step has to fetch where the popular `cached` share is on the device."""
-        tokens = float(np.sum([np.sum(part.tokens) for part in self.step.parts]))
-        shares = []
-        for block in self.scenario.model.blocks:
-            ffn = block.ffn
-            if not isinstance(ffn, ExpertsFacts):
-                shares.append(0.0)
-                continue
-            skewed = self.scenario.engine.routing is Routing.POWER_LAW
-            chosen = popularity(tokens, ffn.experts, ffn.top_k, skewed)
-            cold = round(ffn.experts * (1.0 - cached))
-            shares.append(float(chosen[:cold].sum()) / ffn.experts)
-        return np.asarray([shares[block] for block in self.scenario.model.pattern])
+        tokens = np.asarray(sum(np.sum(part.tokens) for part in self.step.parts))
+        return chosen_shares(self.scenario, tokens, cached)[list(self.scenario.model.pattern)]
 
     @cached_property
     def handover(self) -> Estimate:
@@ -206,6 +196,21 @@ class StepCosts:
     def side_of(self, where: Where) -> Side:
         """Who computes a part that is kept there."""
         return self.host if where is Where.HOST else self.device
+
+
+def chosen_shares(scenario: Scenario, tokens: Array, cached: float) -> Array:
+    """Share of a layer's expert bytes that steps of so many tokens fetch, (blocks, *tokens); see `StepCosts.chosen`."""
+    skewed = scenario.engine.routing is Routing.POWER_LAW
+    shares = []
+    for block in scenario.model.blocks:
+        ffn = block.ffn
+        if not isinstance(ffn, ExpertsFacts):
+            shares.append(np.zeros(tokens.shape))
+            continue
+        cold = round(ffn.experts * (1.0 - cached))
+        chosen = popularity(tokens, ffn.experts, ffn.top_k, skewed)
+        shares.append(chosen[..., :cold].sum(axis=-1) / ffn.experts)
+    return np.stack(shares)
 
 
 def link_factors(scenario: Scenario) -> npt.NDArray[np.float64]:

@@ -20,7 +20,7 @@ from ..estimate import Array
 from ..layer_parts import PARTS, LayerTimes, layer_times, part_of
 from ..lowering.decoder import lower
 from ..memory import ALLOCATOR_SHARE, ledger
-from ..offload import StepCosts, cxl_s_per_byte, link_factors, state_share
+from ..offload import StepCosts, chosen_shares, cxl_s_per_byte, link_factors, state_share
 from ..placement import Away, LayerBytes, away, layer_bytes
 from ..quality import Part, Sensitivities, layer_shares, share
 from ..quality import increase as quality_increase
@@ -323,19 +323,14 @@ class Layout:
         return {}
 
     def _choose(self, kind: int, cached: float) -> Array:
-        rows = []
-        for at in range(self.users):
-            rows.append(StepCosts(self._one(at), one_step(self.kinds[kind].step, at), self.calibrations).chosen(cached))
-        return np.stack(rows, axis=1)[self.first_layers]
+        parts = (np.broadcast_to(part.tokens, (self.users,)) for part in self.kinds[kind].step.parts)
+        return chosen_shares(self.base, np.asarray(sum(parts)), cached)
 
     def handover(self, kind: int) -> Array:
         """Seconds of the hidden state to the host and back, (users,)."""
         step, model = self.kinds[kind].step, self.base.model
         size = np.broadcast_to(step.tokens, (self.users,)) * model.hidden * self.base.numerics.activations.bytes
         return np.asarray(2.0 * StepCosts(self.base, step, self.calibrations).copy(size).time_s)
-
-    def _one(self, at: int) -> Scenario:
-        return self.base.but(batch=float(np.ravel(self.base.batch)[at]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -390,18 +385,6 @@ class _Costs:
 
     def chosen(self, cached: float) -> Array:
         return self.layout.chosen(self.kind, cached)
-
-
-def one_step(step: Step, at: int) -> Step:
-    """The step of one number of users."""
-
-    def taken(value: object) -> float:
-        flat = np.ravel(np.asarray(value, float))
-        return float(flat[at] if flat.size > 1 else flat[0])
-
-    riding = None if step.riding is None else one_step(step.riding, at)
-    logits = None if step.logit_tokens is None else taken(step.logit_tokens)
-    return Step(step.phase, taken(step.sequences), taken(step.new_tokens), taken(step.past_tokens), logits, riding)
 
 
 def combinations(

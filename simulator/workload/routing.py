@@ -118,8 +118,8 @@ def _touched(tokens: Array, share: Array, top_k: int) -> Array:
 POPULARITY_TOKENS = 8.0  # tokens whose power law stands for how popular experts are over many steps (assumed)
 
 
-def popularity(tokens: float, experts: int, top_k: int, skewed: bool) -> Array:
-    """Probability that at least one of `tokens` chooses each expert, least popular first, (experts,).
+def popularity(tokens: npt.ArrayLike, experts: int, top_k: int, skewed: bool) -> Array:
+    """Probability that at least one of `tokens` chooses each expert, least popular first, (*tokens, experts).
 
     Over many steps experts are alike, or as unlike as the power law makes them at `POPULARITY_TOKENS` tokens: what a
     cache of the most popular ones can make use of.
@@ -127,4 +127,4 @@ def popularity(tokens: float, experts: int, top_k: int, skewed: bool) -> Array:
     reference = np.array([POPULARITY_TOKENS])
     share = _shares(reference, experts, 1.0)[0] if skewed else np.full(experts, 1.0 / experts)
     chosen = np.minimum(top_k * share, 1.0 - 1e-12)
-    return np.asarray(-np.expm1(tokens * np.log1p(-chosen)))
+    return np.asarray(-np.expm1(np.asarray(tokens, float)[..., None] * np.log1p(-chosen)))
