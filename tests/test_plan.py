@@ -43,6 +43,7 @@ from roofplan.simulator.scenario import (
     Scenario,
     Sharding,
     Stretch,
+    stage_layers,
 )
 from roofplan.simulator.serving import Load, serve
 from roofplan.simulator.workload import zoo
@@ -356,6 +357,18 @@ def test_fits_never_beats_plan(goal: Goal) -> None:
         assert plan(question).plans[0].objective <= theirs * (1 + GAP)
 
 
+def test_stages_of_a_pipeline_follow_one_another() -> None:
+    """Three dense layers come first: no stage but the first can have them, in the program as in the simulator."""
+    fleet, _ = api.load_fleet("8xh200")
+    question = ask(zoo.bundled("deepseek-v3"), fleet, prompt=4096, output=1024, pins=Pins(pp=4, clients=256))
+    found = plan(question)
+    assert found.gap < 0.01
+    for p in found.plans:
+        told = [[sum(t.layers for t in p.taken if (t.stage, t.block) == (s, b)) for b in (0, 1)] for s in range(4)]
+        assert told == [list(stage) for stage in stage_layers(question.model, p.scenario.sharding)]
+        assert told[0][0] == 3
+
+
 def test_rows_of_the_program_carry_the_names_of_their_constraints(answers: dict[str, tuple[Question, Found]]) -> None:
     from roofplan.simulator.planner.constraints import CONSTRAINTS
 
@@ -366,7 +379,7 @@ def test_rows_of_the_program_carry_the_names_of_their_constraints(answers: dict[
     assert all(name.startswith((*known, "copies_are_used")) for name in names)
     used = {c for c in known if any(name.startswith(c) for name in names)}
     assert set(known) - used <= {
-        "every_stage_has_layers", "slowest_stage_sets_the_pace", "copies_have_buffers", "remade_state_has_room",
+        "every_stage_has_layers", "stages_follow_one_another", "slowest_stage_sets_the_pace", "copies_have_buffers", "remade_state_has_room",
         "cxl_memory",
     }  # fmt: skip
     assert all(c.__doc__ for c in CONSTRAINTS)

@@ -31,6 +31,26 @@ def every_stage_has_layers(p: Program) -> Rows:
         yield f"every_stage_has_layers_{s}", _sum(v for (stage, _, _), v in p.layers.items() if stage == s) >= 1
 
 
+def stages_follow_one_another(p: Program) -> Rows:
+    """Stage s has the layers from the end of the last one to its own: with before[b, e] layers of b among the first e,
+
+    sum over a of n[s, b, a] = sum over e of before[b, e] (ends[s, e] - ends[s - 1, e]); sum over e of ends[s, e] = 1.
+    """
+    if not p.ends:
+        return
+    pattern, last = np.array(p.question.model.pattern), p.frame.stages - 1
+    for s in range(last):
+        yield f"stages_follow_one_another_{s}", _sum(end for (stage, _), end in p.ends.items() if stage == s) == 1
+    for b in range(len(p.frame.counts)):
+        before = np.concatenate([[0], np.cumsum(pattern == b)])
+        for s in range(last + 1):
+            here = _sum(v for (stage, block, _), v in p.layers.items() if (stage, block) == (s, b))
+            upto = _sum(int(before[e]) * end for (stage, e), end in p.ends.items() if stage == s)
+            since = _sum(int(before[e]) * end for (stage, e), end in p.ends.items() if stage == s - 1)
+            total = p.frame.counts[b] if s == last else upto
+            yield f"stages_follow_one_another_{s}_{b}", here == total - since
+
+
 def something_leaves_the_device(p: Program) -> Rows:
     """sum of n[s, b, a] over modes elsewhere >= 1: else requests come and go, which other frames price."""
     if p.frame.family.placed:
@@ -180,6 +200,7 @@ def first_token(p: Program) -> Rows:
 CONSTRAINTS: tuple[Callable[[Program], Rows], ...] = (
     every_layer_has_a_place,
     every_stage_has_layers,
+    stages_follow_one_another,
     something_leaves_the_device,
     device_memory,
     copies_have_buffers,

@@ -121,6 +121,7 @@ class Program:
     frame: Frame
     problem: pulp.LpProblem
     layers: dict[tuple[int, int, int], Any] = field(default_factory=dict)  # stage, block, alternative
+    ends: dict[tuple[int, int], Any] = field(default_factory=dict)  # whether a stage ends behind so many layers
     times: list[Any] = field(default_factory=list)  # seconds of each kind of step
     used: dict[int, Any] = field(default_factory=dict)  # whether an alternative with buffers is taken at all
     buffers: Any = 0.0  # GiB, for copies and for what is made again
@@ -168,6 +169,10 @@ def build(
         for b, count in enumerate(frame.counts):
             for a in range(len(frame.alternatives)):
                 program.layers[s, b, a] = program.problem.add_variable(f"layers_{s}_{b}_{a}", 0, count, "Integer")
+    if len(frame.counts) > 1:
+        for s in range(frame.stages - 1):
+            for end in range(s + 1, question.model.layers - frame.stages + s + 2):
+                program.ends[s, end] = program.problem.add_variable(f"ends_{s}_{end}", 0, 1, "Binary")
     for k in range(len(frame.family.layout.kinds)):
         program.times.append(program.problem.add_variable(f"seconds_{k}", 0))
     held = frame.family.layout.bytes_

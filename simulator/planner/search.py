@@ -204,7 +204,7 @@ def look_at(
         simulated = simulate(question, frame, answer.assignment, calibrations)
         over = _taken_of(question, simulated)
         if max(over) <= 1.0:
-            return _begun_earlier(question, frame, answer, simulated, calibrations), proved
+            return _begun_earlier(question, frame, answer, simulated, calibrations, better_than), proved
         tightened = Tightened(*(t * (1.0 / o - 1e-4 if o > 1 else 1.0) for t, o in zip(tightened, over, strict=True)))
     return None, proved
 
@@ -223,7 +223,12 @@ HELD_UP = 0.01  # a plan slower than its program by more than this may gain by c
 
 
 def _begun_earlier(
-    question: Question, frame: Frame, answer: Solved, found: Simulated, calibrations: CalibrationSet
+    question: Question,
+    frame: Frame,
+    answer: Solved,
+    found: Simulated,
+    calibrations: CalibrationSet,
+    better_than: float,
 ) -> Simulated:
     """The plan, or a better one with copies begun further ahead: unlike layers delay each other; buffers take room."""
     if not found.scenario.placement.streams or found.objective <= answer.objective * (1 + HELD_UP):
@@ -231,7 +236,8 @@ def _begun_earlier(
     for depth in question.engine.prefetch_depths:
         if depth <= answer.assignment.ahead:
             continue
-        deeper = solve(question, frame, below=found.objective, ahead=depth)
+        below = min(better_than, found.objective * (1 - GAP))
+        deeper = solve(question, frame, below=below, ahead=depth, gap=HELD_UP)
         if deeper.outcome is Outcome.INFEASIBLE:
             break
         other = simulate(question, frame, deeper.assignment, calibrations)

@@ -35,12 +35,13 @@ def solve(
     tightened: Tightened = Tightened(),  # noqa: B008 - a value without state
     below: float = float("inf"),
     ahead: int | None = None,
+    gap: float = RELATIVE_GAP,
 ) -> Solved:
     """Solve a frame's program. Where no plan is `below` that value of the goal the frame counts as infeasible."""
     import pulp
 
     program = build(question, frame, tightened, below, ahead)
-    solver = pulp.HiGHS(msg=False, gapRel=RELATIVE_GAP, timeLimit=SECONDS, threads=1)
+    solver = pulp.HiGHS(msg=False, gapRel=gap, timeLimit=SECONDS, threads=1)
     program.problem.solve(solver)
     status = program.problem.sol_status
     if status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
