@@ -21,7 +21,7 @@ from .frames import engines_of, formats, kv_formats
 from .nodes import Node, check_places
 from .question import Goal, Question
 from .solve import Outcome
-from .unlike_places import DECODE, PREFILL, Load, PlaceCosts, groupings
+from .unlike_places import DECODE, PREFILL, Load, PlaceCosts, PlacePrices, groupings
 from .unlike_program import UnlikeFrame, Wanted, solve_unlike
 from .unlike_simulated import UnlikePlan, simulate_unlike
 
@@ -119,26 +119,28 @@ def _frames_of(
 ) -> Iterator[UnlikeFrame]:
     """Every grouping of devices, KV format, set of weight formats and load of one engine."""
     for places in groupings(question, nodes):
+        loads = _loads(question, len(places))
         for kv in kv_formats(question):
             change = max(0.0, kv_increase(question.model, kv).usual)
             for chosen in formats(question):
-                for load in _loads(question, len(places)):
-                    made: dict[tuple[int, int, bool], PlaceCosts] = {}
-                    for p in places:
-                        key = (p.node, p.like, p.on_host)
-                        if key not in made:
-                            made[key] = PlaceCosts(question, p, nodes[p.node], kv, chosen, load, calibrations)
-                    costs = tuple(made[p.node, p.like, p.on_host] for p in places)
+                made: dict[tuple[int, int, bool], PlacePrices] = {}
+                for p in places:
+                    key = (p.node, p.like, p.on_host)
+                    if key not in made:
+                        made[key] = PlacePrices(question, p, nodes[p.node], kv, chosen, loads, calibrations)
+                priced = [made[p.node, p.like, p.on_host] for p in places]
+                for at, load in enumerate(loads):
+                    costs = tuple(PlaceCosts(prices, at) for prices in priced)
                     yield UnlikeFrame(question, nodes, places, costs, kv, chosen, load, change, wanted)
 
 
-def _loads(question: Question, places: int) -> list[Load]:
+def _loads(question: Question, places: int) -> tuple[Load, ...]:
     """One user; or numbers of users in as many micro-batches as there may be places, and in fewer."""
     if question.goal is Goal.LATENCY:
-        return [Load(1.0, 1)]
+        return (Load(1.0, 1),)
     users = question.users if question.pins.clients is None else (float(question.pins.clients),)
     depths = sorted({min(2**i, places) for i in range(places.bit_length() + 1)})
-    return [Load(n, m) for n in users for m in depths if m <= n]
+    return tuple(Load(n, m) for n in users for m in depths if m <= n)
 
 
 def least(frame: UnlikeFrame) -> float:
@@ -165,8 +167,8 @@ def _may_fit(frame: UnlikeFrame) -> bool:
     if any(node.storage is not None and node.computes for node in frame.nodes):
         return True
     room = sum(
-        max(0.0, c.budget_bytes - c.fixed.here) // (c.slope * float(c.device_bytes.min()))
-        for c in frame.costs
+        max(0.0, frame.budget_bytes(p) - c.fixed.here) // (c.slope * float(c.device_bytes.min()))
+        for p, c in enumerate(frame.costs)
         if float(c.device_bytes.min()) > 0
     )
     return any(float(c.device_bytes.min()) <= 0 for c in frame.costs) or room >= sum(frame.counts)

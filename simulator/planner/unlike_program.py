@@ -83,7 +83,14 @@ class UnlikeFrame:
     def inside_s(self, kind: int, node: int) -> float:
         """Seconds from one place of the node to the next: the slowest of its places."""
         here = [c for p, c in zip(self.places, self.costs, strict=True) if p.node == node]
-        return max((float(c.handover(kind).time_s) for c in here), default=0.0)
+        return max((float(c.handovers[kind].time_s) for c in here), default=0.0)
+
+    def budget_bytes(self, at: int) -> float:
+        """Bytes that may be taken on a place: of a host, or of each device."""
+        place, q = self.places[at], self.question
+        if place.on_host:
+            return HOST_SHARE * self.nodes[place.node].memory_bytes()
+        return q.engine.memory_utilization * (place.fleet.usable_bytes() + q.more_bytes)
 
     def of_node(self, node: int) -> list[int]:
         """Places of the node."""
@@ -238,7 +245,7 @@ def place_memory(m: UnlikeProgram) -> Rows:
         fixed = c.fixed
         beside = fixed.here * m.used[p] + fixed.first * m.first[p] + fixed.last * m.last[p] + fixed.joined * m.together
         held = m.sum_of(p, c.device_bytes, c.slope / GIB) + beside * (1 / GIB)
-        spare = c.budget_bytes * m.tightened / GIB
+        spare = m.frame.budget_bytes(p) * m.tightened / GIB
         yield f"place_memory_{p}", held <= spare + fixed.joined / GIB * (1 - m.used[p])
 
 
