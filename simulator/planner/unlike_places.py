@@ -99,11 +99,20 @@ def _takes_layers(question: Question) -> bool:
     return question.pins.offload in (None, Offload.LAYERS) and LAYERS_HOST in question.engine.offloads
 
 
+def _gives_experts(question: Question) -> bool:
+    """Whether the engine leaves routed experts to hosts, and may."""
+    able = EXPERTS_HOST in question.engine.offloads and EXPERTS_HOST in OFFLOADS[question.pins.offload]
+    return question.model.has_experts and able
+
+
+def may_use_hosts(question: Question) -> bool:
+    """Whether hosts may take part."""
+    return _takes_layers(question) or _gives_experts(question)
+
+
 def sends_experts(question: Question, node: Node) -> bool:
     """Whether devices of the node may leave routed experts to its host."""
-    wanted = OFFLOADS[question.pins.offload]
-    able = EXPERTS_HOST in question.engine.offloads and EXPERTS_HOST in wanted
-    return question.model.has_experts and node.computes and bool(node.fleets) and able
+    return _gives_experts(question) and node.computes and bool(node.fleets)
 
 
 class Taking(NamedTuple):
@@ -168,6 +177,11 @@ class PlacePrices:
             modes.append((EXPERTS_HOST, 0.0))
         alternatives = combinations(self.formats, modes, self.question.model.has_experts)
         return Layout(self.scenario, kinds, alternatives, self.calibrations.on(self.place.fleet))
+
+    @cached_property
+    def costs(self) -> tuple[PlaceCosts, ...]:
+        """What a frame needs of it, load by load; like places have the same."""
+        return tuple(PlaceCosts(self, at) for at in range(len(self.loads)))
 
     @cached_property
     def slope(self) -> float:

@@ -7,6 +7,7 @@ its docstring, its name on the solver's rows; coefficients come from `unlike_pla
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,13 +54,27 @@ class UnlikeFrame:
     wanted: Wanted = Wanted()
 
     @property
+    def kind(self) -> str:
+        """`groups of 2, Q4_K_M, bf16 KV cache`: all but the load."""
+        return f"{self.grouping}, {' and '.join(f.name for f in self.formats)}, {self.kv} KV cache"
+
+    @property
     def label(self) -> str:
-        """`tp2 groups, Q4_K_M, bf16 KV cache, 8 users in 4 micro-batches`."""
-        tp = max((p.tp for p in self.places), default=1)
+        """`groups of 2, Q4_K_M, bf16 KV cache, 8 users in 4 micro-batches`."""
         users = f"{self.load.users:.0f} user" + ("s" if self.load.users > 1 else "")
         batches = f" in {self.load.micro_batches} micro-batches" if self.load.micro_batches > 1 else ""
-        names = " and ".join(f.name for f in self.formats)
-        return f"{f'tp{tp} groups, ' if tp > 1 else ''}{names}, {self.kv} KV cache, {users}{batches}"
+        return f"{self.kind}, {users}{batches}"
+
+    def asked(self, question: Question, nodes: tuple[Node, ...]) -> UnlikeFrame:
+        """The same frame, its prices as they are, for other limits or machines that differ in memory or network."""
+        question = dataclasses.replace(question, engine=self.question.engine)
+        return dataclasses.replace(self, question=question, nodes=nodes)
+
+    @property
+    def grouping(self) -> str:
+        """`each device alone`, or `groups of 2`."""
+        degree = max((p.tp for p in self.places), default=1)
+        return f"groups of {degree}" if degree > 1 else "each device alone"
 
     @property
     def counts(self) -> tuple[int, ...]:
