@@ -99,7 +99,9 @@ def register(
             _refuse_with_unlike(gpus, {"--gpu": gpu, "--emit": emit, "--cxl": cxl, "--draft": asked.draft})
             if len(goals) > 1:
                 raise InputError("goes without a second goal", key="--gpus", value=gpus)
-            _unlike(model, asked, gpus, link, network, prompt, output, goals[0], limits, clients, answer, json, plot)
+            _unlike(
+                model, asked, gpus, link, network, prompt, output, goals[0], limits, clients, why, answer, json, plot
+            )
             return
         from . import plans
         from .hwspecs.load import with_cxl
@@ -156,6 +158,7 @@ def _unlike(
     goal: "Goal",
     limits: "Limits",
     clients: int | None,
+    why: bool,
     answer: Callable[..., None],
     json: bool,
     plot: Path | None,
@@ -171,7 +174,7 @@ def _unlike(
     question = question_of(model, asked, fleet.label, 1, prompt, output, goal, limits, None, clients)
     question = dataclasses.replace(question, fleet=fleet)
     with Doing() as progress:
-        report = plans.ask_unlike(question, nodes, gpus, asked.calibration, progress)
+        report = plans.ask_unlike(question, nodes, gpus, asked.calibration, why=why, progress=progress)
     _show(report, answer, json, plot)
 
 

@@ -77,6 +77,7 @@ def ask_plan(
         domain=account.domain_of(question, found),
         timeline=account.timeline_of(best),
         changes=tuple(account.change_of(question, t, best) for t in tried),
+        without=(),
         runners_up=account.runners_up(question, best, others),
         front=() if second_goal is None else _front(question, second_goal, found, calibrations),
         emitted=() if emit is None else _emitted(question, best, emit),
@@ -87,16 +88,25 @@ def ask_plan(
 
 
 def ask_unlike(
-    question: Question, nodes: tuple[Node, ...], named: str, calibration: str | None = None, progress: Progress = quiet
+    question: Question,
+    nodes: tuple[Node, ...],
+    named: str,
+    calibration: str | None = None,
+    *,
+    why: bool = True,
+    progress: Progress = quiet,
 ) -> a.Report:
-    """The best pipeline over the unlike devices of one or more machines."""
+    """The best pipeline over the unlike devices of one or more machines; `why`: what would change it, solved again."""
+    from .simulator.planner import unlike_changes
     from .simulator.planner.unlike import plan_unlike
     from .simulator.report import unlike_account
 
     progress("looking at every grouping, format and number of users")
     calibrations = api.load_calibrations(question.fleet, calibration, question.engine.name)
-    answer = unlike_account.answer_of(question, named, plan_unlike(question, nodes, calibrations))
-    return envelope(answer, warnings=question.model.warnings)
+    found = plan_unlike(question, nodes, calibrations)
+    asked = unlike_changes.Asked(question, nodes, calibrations, found, progress)
+    weighed = unlike_changes.weigh(asked) if why else None
+    return envelope(unlike_account.answer_of(question, named, found, weighed), warnings=question.model.warnings)
 
 
 def _without_a_plan(
@@ -119,6 +129,7 @@ def _without_a_plan(
         domain=account.domain_of(question, found),
         timeline=(),
         changes=tuple(account.change_of(question, t, None) for t in tried),
+        without=(),
         runners_up=(),
         front=(),
         emitted=(),

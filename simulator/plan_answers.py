@@ -109,7 +109,10 @@ class PlanLimit(NamedTuple):
 
 
 class PlanChange(NamedTuple):
-    """A change of the question, solved again: the goal then, and how much better (a share of it; null: no plan)."""
+    """A change of the question, solved again: the goal then, and how much better it is, as a share of the present one.
+
+    Negative: worse. Null: there is no plan on one of the two sides.
+    """
 
     change: str
     goal: float | None
@@ -129,7 +132,10 @@ class PlanSpan(NamedTuple):
 
 
 class PlanAnswer(NamedTuple):
-    """The best plan, its layers, proof and limits; what would change it; what else came close."""
+    """The best plan, its layers, proof and limits; what would change it; what else came close.
+
+    `without` is what is left of a plan for unlike devices without one device of each kind.
+    """
 
     asked: PlanQuestion
     verdict: str
@@ -141,6 +147,7 @@ class PlanAnswer(NamedTuple):
     domain: tuple[PlanDomain, ...]
     timeline: tuple[PlanSpan, ...]
     changes: tuple[PlanChange, ...]
+    without: tuple[PlanChange, ...]
     runners_up: tuple[PlanRow, ...]
     front: tuple[PlanRow, ...]
     emitted: tuple[str, ...]

@@ -22,7 +22,8 @@ from roofplan.simulator.planner.nodes import MOST_PLACES, Node, link_of, parse_n
 from roofplan.simulator.planner.place import HOST_SHARE
 from roofplan.simulator.planner.question import Goal, Limits, Pins, Question
 from roofplan.simulator.planner.solve import RELATIVE_GAP, Outcome
-from roofplan.simulator.planner.unlike import GAP, FoundUnlike, _frames, least, look_at_unlike, plan_unlike
+from roofplan.simulator.planner.unlike import GAP, FoundUnlike, _frames, look_at_unlike, plan_unlike
+from roofplan.simulator.planner.unlike_bounds import least
 from roofplan.simulator.planner.unlike_program import On, UnlikeFrame, UnlikeSolved, Wanted, solve_unlike
 from roofplan.simulator.planner.unlike_simulated import UnlikePlan, simulate_unlike
 from roofplan.simulator.workload import zoo

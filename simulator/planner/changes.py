@@ -1,56 +1,78 @@
 """What would change a plan: the same question with a little more of something, solved again; and with less asked of it.
 
 Changes that leave every price as it is (memory, quality, limits) look at the same frames again; others price anew.
+What flags say is what is tried: numbers are rounded first.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from ...dtypes import DType
 from ..calibration import CalibrationSet
 from ..scenario import Where
-from .frames import Family
+from .frames import Family, kv_formats
+from .nodes import Node
 from .question import Limits, Question
 from .search import Found, search
 
 GIB = 2.0**30
 STEPS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+QUALITY_STEPS = (1.5, 2.0, 3.0, 5.0, 10.0)
+HOST_STEPS = (1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
+HOST_SIZES = tuple(gb * 1e9 for gb in (32, 64, 128, 256, 512, 1024))
 LINK_STEP = 10e9
 MOST_CLAIMED = 0.95
+SECONDS = 20.0  # most for a question asked again
 
 
 class Change(NamedTuple):
-    """A changed question in words, the flags that ask it, and whether its frames cost what they did."""
+    """A changed question in words, the flags that ask it, and whether its frames cost what they did.
+
+    `nodes` are the machines of unlike devices it is asked of; none: those there are.
+    """
 
     words: str
     flags: str
     question: Question
     same_prices: bool
+    nodes: tuple[Node, ...] = ()
 
 
-class Tried(NamedTuple):
+class Plans(Protocol):
+    """What a search found, the best plan first."""
+
+    @property
+    def plans(self) -> Sequence[object]:
+        """None where there is no plan."""
+
+
+F = TypeVar("F", bound=Plans)
+
+
+class Tried(NamedTuple, Generic[F]):
     """A change and what was found then."""
 
     change: Change
-    found: Found
+    found: F
 
 
-def purchases(question: Question, found: Found, calibrations_of: Callable[[Question], CalibrationSet]) -> list[Tried]:
+def purchases(
+    question: Question, found: Found, calibrations_of: Callable[[Question], CalibrationSet]
+) -> list[Tried[Found]]:
     """What a little more of each resource buys the plan: memory, link, host memory, a device, quality."""
     return [_try(change, found.families, calibrations_of) for change in _more(question, found)]
 
 
 def _more(question: Question, found: Found) -> Iterator[Change]:
-    fleet, limits = question.fleet, question.limits
+    fleet = question.fleet
     best = found.plans[0]
-    more = dataclasses.replace(question, more_bytes=GIB)
-    yield Change("1 GiB more on each device", "", more, True)
+    yield more_memory(question)
     placed = best.frame.family.placed
     if placed and fleet.host_memory_bytes is not None:
-        larger = fleet.host_memory_bytes * 1.25
+        larger = whole_gb(fleet.host_memory_bytes * HOST_STEPS[0])
         changed = dataclasses.replace(fleet, host_memory_bytes=larger)
         ask = f"--ram {larger / 1e9:.0f}GB"
         yield Change(
@@ -77,73 +99,47 @@ def _more(question: Question, found: Found) -> Iterator[Change]:
         count = fleet.count + 1 if fleet.count < 4 else fleet.count * 2
         ask = f"--gpu {count}x{fleet.device.key}"
         yield Change(f"{count} devices instead of {fleet.count}", ask, _on(question, fleet.sized(count)), False)
-    if limits.log_ppl is not None and (limits.log_ppl == 0 or best.log_ppl > 0.5 * limits.log_ppl):
-        doubled = max(0.01, 2 * limits.log_ppl)
-        ask = f"--max-ppl-increase {doubled:.0%}"
-        yield Change(
-            f"a perplexity {doubled:.0%} higher instead of {limits.log_ppl:.0%}",
-            ask,
-            _limit(question, limits._replace(log_ppl=doubled)),
-            True,
-        )
+    yield from more_quality(question, best.log_ppl)
 
 
-def relaxations(question: Question, found: Found, calibrations_of: Callable[[Question], CalibrationSet]) -> list[Tried]:
+def more_memory(question: Question) -> Change:
+    """A little more on each device."""
+    return Change("1 GiB more on each device", "", dataclasses.replace(question, more_bytes=GIB), True)
+
+
+def more_quality(question: Question, spent: float) -> Iterator[Change]:
+    """Twice the change of perplexity, where a plan has `spent` most of what it may."""
+    limit = question.limits.log_ppl
+    if limit is not None and (limit == 0 or spent > 0.5 * limit):
+        now = math.expm1(limit)
+        doubled = _perplexity(question, max(0.01, 2 * now))
+        yield doubled._replace(words=f"{doubled.words} instead of {percent(now)}")
+
+
+def relaxations(
+    question: Question, found: Found, calibrations_of: Callable[[Question], CalibrationSet]
+) -> list[Tried[Found]]:
     """The smallest change of each kind that alone makes a plan possible; only those that do."""
+    return smallest(_ladders(question), lambda change: _try(change, found.families, calibrations_of))
+
+
+def smallest(ladders: Iterable[Iterable[Change]], attempt: Callable[[Change], Tried[F]]) -> list[Tried[F]]:
+    """The first step of each ladder that makes a plan possible."""
     tried = []
-    for ladder in _ladders(question):
-        for change in ladder:
-            result = _try(change, found.families, calibrations_of)
-            if result.found.plans:
-                tried.append(result)
-                break
+    for ladder in ladders:
+        enough = next((result for change in ladder if (result := attempt(change)).found.plans), None)
+        if enough is not None:
+            tried.append(enough)
     return tried
 
 
-def _ladders(question: Question) -> Iterator[Sequence[Change]]:
-    limits, fleet, pins = question.limits, question.fleet, question.pins
-    if limits.log_ppl is not None:
-        steps = [max(0.01, limits.log_ppl) * s for s in (1.5, 2.0, 3.0, 5.0, 10.0)]
-        yield [
-            Change(
-                f"a perplexity {s:.1%} higher",
-                f"--max-ppl-increase {s:.1%}",
-                _limit(question, limits._replace(log_ppl=s)),
-                True,
-            )
-            for s in steps
-        ]
-    if pins.kv is not None and pins.kv.bits > 8:
-        narrower = dataclasses.replace(question, pins=pins._replace(kv=DType.FP8))
-        yield [Change("the KV cache in fp8", "--kv fp8", narrower, False)]
-    if limits.pace_s is not None:
-        pace = limits.pace_s
-        yield [
-            Change(
-                f"{pace * s * 1e3:.3g} ms per token",
-                f"--tpot-ms {pace * s * 1e3:.3g}",
-                _limit(question, limits._replace(pace_s=pace * s)),
-                True,
-            )
-            for s in STEPS
-        ]
-    if limits.first_s is not None:
-        first = limits.first_s
-        yield [
-            Change(
-                f"{first * s * 1e3:,.0f} ms to the first token",
-                f"--ttft-service-ms {first * s * 1e3:.0f}",
-                _limit(question, limits._replace(first_s=first * s)),
-                True,
-            )
-            for s in STEPS
-        ]
-    yield [_shorter(question, share) for share in (0.75, 0.5, 0.25, 0.125) if question.prompt * share >= 1]
+def _ladders(question: Question) -> Iterator[Iterable[Change]]:
+    fleet = question.fleet
+    yield from less_asked(question)
     if fleet.host_memory_bytes is not None:
-        ram = fleet.host_memory_bytes
-        yield [_with_ram(question, ram * s) for s in (1.25, 1.5, 2.0, 3.0, 4.0, 8.0)]
+        yield [_with_ram(question, fleet.host_memory_bytes * s) for s in HOST_STEPS]
     elif not fleet.device.unified_memory:
-        yield [_with_ram(question, gb * 1e9) for gb in (32, 64, 128, 256, 512, 1024)]
+        yield [_with_ram(question, size) for size in HOST_SIZES]
     yield [
         Change(
             f"{count} devices instead of {fleet.count}",
@@ -156,9 +152,27 @@ def _ladders(question: Question) -> Iterator[Sequence[Change]]:
     ]
 
 
-def _try(change: Change, known: tuple[Family, ...], calibrations_of: Callable[[Question], CalibrationSet]) -> Tried:
+def less_asked(question: Question) -> Iterator[Iterable[Change]]:
+    """Steps of asking less, whatever the devices: quality, the KV cache's format, pace, first token, context."""
+    limits, pins = question.limits, question.pins
+    if limits.log_ppl is not None:
+        yield [_perplexity(question, max(0.01, math.expm1(limits.log_ppl)) * s) for s in QUALITY_STEPS]
+    if pins.kv is not None and pins.kv.bits > 8:
+        kv = kv_formats(dataclasses.replace(question, pins=pins._replace(kv=None)))[-1]
+        narrower = dataclasses.replace(question, pins=pins._replace(kv=kv))
+        yield [Change(f"the KV cache in {kv}", f"--kv {kv}", narrower, False)]
+    if limits.pace_s is not None:
+        yield [_pace(question, limits.pace_s * s) for s in STEPS]
+    if limits.first_s is not None:
+        yield [_first(question, limits.first_s * s) for s in STEPS]
+    yield [_shorter(question, share) for share in (0.75, 0.5, 0.25, 0.125) if question.prompt * share >= 1]
+
+
+def _try(
+    change: Change, known: tuple[Family, ...], calibrations_of: Callable[[Question], CalibrationSet]
+) -> Tried[Found]:
     families = known if change.same_prices else None
-    return Tried(change, search(change.question, calibrations_of(change.question), families=families, seconds=20.0))
+    return Tried(change, search(change.question, calibrations_of(change.question), families=families, seconds=SECONDS))
 
 
 def _on(question: Question, fleet: object) -> Question:
@@ -169,6 +183,25 @@ def _limit(question: Question, limits: Limits) -> Question:
     return dataclasses.replace(question, limits=limits)
 
 
+def _perplexity(question: Question, rise: float) -> Change:
+    rise = math.ceil(rise * 1e3 - 1e-6) / 1e3
+    limits = question.limits._replace(log_ppl=math.log1p(rise))
+    words, flag = f"a perplexity {percent(rise)} higher", f"--max-ppl-increase {percent(rise)}"
+    return Change(words, flag, _limit(question, limits), True)
+
+
+def _pace(question: Question, seconds: float) -> Change:
+    ms = three_digits(seconds * 1e3)
+    limits = question.limits._replace(pace_s=ms / 1e3)
+    return Change(f"{ms:,g} ms per token", f"--tpot-ms {ms:g}", _limit(question, limits), True)
+
+
+def _first(question: Question, seconds: float) -> Change:
+    ms = three_digits(seconds * 1e3)
+    limits = question.limits._replace(first_s=ms / 1e3)
+    return Change(f"{ms:,g} ms to the first token", f"--ttft-service-ms {ms:g}", _limit(question, limits), True)
+
+
 def _shorter(question: Question, share: float) -> Change:
     prompt, output = max(1, int(question.prompt * share)), max(1, int(question.output * share))
     changed = dataclasses.replace(question, prompt=prompt, output=output)
@@ -177,5 +210,21 @@ def _shorter(question: Question, share: float) -> Change:
 
 
 def _with_ram(question: Question, size: float) -> Change:
+    size = whole_gb(size)
     changed = _on(question, dataclasses.replace(question.fleet, host_memory_bytes=size))
     return Change(f"{size / 1e9:.0f} GB of host memory", f"--ram {size / 1e9:.0f}GB", changed, False)
+
+
+def whole_gb(size: float) -> float:
+    """At least as many bytes, whole decimal gigabytes."""
+    return math.ceil(size / 1e9) * 1e9
+
+
+def three_digits(value: float) -> float:
+    """The value as it is printed, to three digits."""
+    return float(f"{value:.3g}")
+
+
+def percent(share: float) -> str:
+    """`4.5%`."""
+    return f"{100 * share:.4g}%"

@@ -93,6 +93,37 @@ def check_places(nodes: tuple[Node, ...]) -> None:
         )
 
 
+def text_of(nodes: tuple[Node, ...]) -> str:
+    """The text that names such nodes."""
+    return "; ".join(node.name for node in nodes)
+
+
+def resized(node: Node, group: int, count: int) -> Node:
+    """The node with another number of devices of one group, and named so; 0 takes the group out."""
+    written, at, around = node.name.partition("@")
+    names = [name for each in written.split(",") if (name := each.strip()) != HOST_WORD]
+    if len(names) != len(node.fleets):
+        names = [fleet.label for fleet in node.fleets]
+    fleet, found = node.fleets[group], re.fullmatch(r"\d+x(.+)", names[group], re.IGNORECASE)
+    bare = fleet.device.key if fleet.cluster else found[1] if found else names[group]
+    names[group : group + 1] = [f"{count}x{bare}" if count > 1 else bare] if count else []
+    fleets = (*node.fleets[:group], *([fleet.sized(count)] if count else []), *node.fleets[group + 1 :])
+    return dataclasses.replace(node, name=",".join(names or [HOST_WORD]) + at + around, fleets=fleets)
+
+
+def hosted_by(node: Node, host: Host) -> Node:
+    """The node with that host taking part, its local drive behind it."""
+    return dataclasses.replace(node, host=host, storage=load(Storage, host.storage) if host.storage else None)
+
+
+def with_memory(node: Node, size: float) -> Node:
+    """The node with whole gigabytes of host memory, and named so."""
+    assert node.host is not None
+    written, _, around = node.name.partition("@")
+    host = around.partition("/")[0].strip() or node.host.key
+    return dataclasses.replace(node, name=f"{written}@{host}/{size / 1e9:.0f}GB", host_memory_bytes=size)
+
+
 def link_of(name: str, key: str = "--link") -> Link:
     """A link by its name, with or without its dashes: `pcie4x8` is `pcie4-x8`."""
     if name.endswith(".toml"):

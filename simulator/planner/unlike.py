@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,8 @@ from .frames import engines_of, formats, kv_formats
 from .nodes import Node, check_places
 from .question import Goal, Question
 from .solve import Outcome
-from .unlike_places import DECODE, PREFILL, Load, PlaceCosts, groupings
+from .unlike_bounds import LATE, least
+from .unlike_places import Load, PlacePrices, groupings
 from .unlike_program import UnlikeFrame, Wanted, solve_unlike
 from .unlike_simulated import UnlikePlan, simulate_unlike
 
@@ -35,10 +36,16 @@ class FoundUnlike(NamedTuple):
 
     plans: tuple[UnlikePlan, ...]
     bound: float
-    frames: int
+    domain: tuple[UnlikeFrame, ...]
+    queue: tuple[tuple[float, int], ...]  # first bound, place of its frame in the domain; the most promising first
     solved: int
     seconds: float
     timed_out: bool
+
+    @property
+    def frames(self) -> int:
+        """How many frames there are."""
+        return len(self.domain)
 
     @property
     def gap(self) -> float:
@@ -53,32 +60,39 @@ def plan_unlike(
     wanted: Wanted = Wanted(),  # noqa: B008 - a value without state
     gap: float = GAP,
     seconds: float = 60.0,
+    frames: Iterable[UnlikeFrame] | None = None,
+    below: float = np.inf,
+    above: float = 0.0,
 ) -> FoundUnlike:
     """The fastest pipeline over the nodes' places to within the gap, for the goals latency and throughput.
 
-    The question's own fleet says nothing here but for its formats. No plan: nothing fits, drives included.
+    The question's own fleet says nothing here but for its formats. `frames` may hand in a domain, or a part of it, that
+    is priced already. Only plans `below` a value of the goal are wanted; that all plans are `above` a value may be
+    known already. No plan: nothing fits, drives included.
     """
     _check(question, nodes, wanted)
     started = time.monotonic()
-    frames = list(_frames(question, nodes, calibrations, wanted))
-    queue = sorted(((least(f), i) for i, f in enumerate(frames)), key=lambda each: each[0])
+    domain = tuple(_frames(question, nodes, calibrations, wanted) if frames is None else frames)
+    queue = tuple(sorted((least(f), i) for i, f in enumerate(domain)))
     plans: list[UnlikePlan] = []
-    best, bound, solved, timed_out = np.inf, np.inf, 0, False
-    for at_best, i in queue:
+    best, bound, solved, timed_out = below, np.inf, 0, False
+    for first, i in queue:
+        at_best = max(above, first)
         if at_best >= best * (1.0 - gap) or at_best == np.inf:
             bound = min(bound, at_best)
             break
         if time.monotonic() - started > seconds:
             bound, timed_out = min(bound, at_best), True
             break
-        found, proved = look_at_unlike(frames[i], best * (1.0 - gap))
+        found, proved = look_at_unlike(domain[i], best * (1.0 - gap))
         solved += 1
         bound = min(bound, proved)
         if found is not None:
             plans.append(found)
             best = min(best, found.objective)
     plans = sorted(plans, key=lambda p: p.objective)[:KEPT]
-    return FoundUnlike(tuple(plans), min(bound, best), len(frames), solved, time.monotonic() - started, timed_out)
+    elapsed = time.monotonic() - started
+    return FoundUnlike(tuple(plans), min(bound, best), domain, queue, solved, elapsed, timed_out)
 
 
 def look_at_unlike(frame: UnlikeFrame, better_than: float) -> tuple[UnlikePlan | None, float]:
@@ -102,9 +116,9 @@ def look_at_unlike(frame: UnlikeFrame, better_than: float) -> tuple[UnlikePlan |
 
 def _keeps(found: UnlikePlan, question: Question) -> bool:
     """Whether the simulated times keep the limits that the program kept, but for its tolerance."""
-    limits, slack = question.limits, 1.0 + 1e-6
-    late = limits.pace_s is not None and float(found.pace.time_s) > limits.pace_s * slack
-    return not late and (limits.first_s is None or float(found.first.time_s) <= limits.first_s * slack)
+    limits = question.limits
+    late = limits.pace_s is not None and float(found.pace.time_s) > limits.pace_s * LATE
+    return not late and (limits.first_s is None or float(found.first.time_s) <= limits.first_s * LATE)
 
 
 def _frames(
@@ -119,57 +133,28 @@ def _frames_of(
 ) -> Iterator[UnlikeFrame]:
     """Every grouping of devices, KV format, set of weight formats and load of one engine."""
     for places in groupings(question, nodes):
+        loads = _loads(question, len(places))
         for kv in kv_formats(question):
             change = max(0.0, kv_increase(question.model, kv).usual)
             for chosen in formats(question):
-                for load in _loads(question, len(places)):
-                    made: dict[tuple[int, int, bool], PlaceCosts] = {}
-                    for p in places:
-                        key = (p.node, p.like, p.on_host)
-                        if key not in made:
-                            made[key] = PlaceCosts(question, p, nodes[p.node], kv, chosen, load, calibrations)
-                    costs = tuple(made[p.node, p.like, p.on_host] for p in places)
+                made: dict[tuple[int, int, bool], PlacePrices] = {}
+                for p in places:
+                    key = (p.node, p.like, p.on_host)
+                    if key not in made:
+                        made[key] = PlacePrices(question, p, nodes[p.node], kv, chosen, loads, calibrations)
+                priced = [made[p.node, p.like, p.on_host] for p in places]
+                for at, load in enumerate(loads):
+                    costs = tuple(prices.costs[at] for prices in priced)
                     yield UnlikeFrame(question, nodes, places, costs, kv, chosen, load, change, wanted)
 
 
-def _loads(question: Question, places: int) -> list[Load]:
+def _loads(question: Question, places: int) -> tuple[Load, ...]:
     """One user; or numbers of users in as many micro-batches as there may be places, and in fewer."""
     if question.goal is Goal.LATENCY:
-        return [Load(1.0, 1)]
+        return (Load(1.0, 1),)
     users = question.users if question.pins.clients is None else (float(question.pins.clients),)
     depths = sorted({min(2**i, places) for i in range(places.bit_length() + 1)})
-    return [Load(n, m) for n in users for m in depths if m <= n]
-
-
-def least(frame: UnlikeFrame) -> float:
-    """A value of the goal no plan of the frame is below; infinite where not even its smallest layers fit.
-
-    Every layer runs in its fastest alternative where it is fastest; the slowest place has at least the share of layers
-    that would let all of them end together.
-    """
-    counts = np.array(frame.counts, float)
-    fastest = np.zeros((2, len(frame.places), len(counts)))
-    for p, c in enumerate(frame.costs):
-        for k in (DECODE, PREFILL):
-            fastest[k, p] = c.seconds(k)[0].min(axis=0)
-    through = [float(counts @ fastest[k].min(axis=0)) for k in (DECODE, PREFILL)]
-    even = [
-        1.0 / float((1.0 / np.maximum(fastest[k].min(axis=1) * counts.sum(), 1e-12)).sum()) for k in (DECODE, PREFILL)
-    ]
-    cycle = max(through[DECODE], frame.load.micro_batches * even[DECODE])
-    return float(frame.goal(through, even, cycle)) if _may_fit(frame) else np.inf
-
-
-def _may_fit(frame: UnlikeFrame) -> bool:
-    """Whether places have room for as many layers of the smallest kind; a drive holds whatever does not fit."""
-    if any(node.storage is not None and node.computes for node in frame.nodes):
-        return True
-    room = sum(
-        max(0.0, c.budget_bytes - c.fixed.here) // (c.slope * float(c.device_bytes.min()))
-        for c in frame.costs
-        if float(c.device_bytes.min()) > 0
-    )
-    return any(float(c.device_bytes.min()) <= 0 for c in frame.costs) or room >= sum(frame.counts)
+    return tuple(Load(n, m) for n in users for m in depths if m <= n)
 
 
 def _check(question: Question, nodes: tuple[Node, ...], wanted: Wanted) -> None:

@@ -22,16 +22,14 @@ from ..generation import batch_steps
 from ..memory import ACTIVATION_SPREAD, Ledger, TensorClass, activation_peaks, ledger
 from ..offload import StepCosts, touched_share
 from ..placement import layer_bytes
-from ..scenario import EXPERTS_HOST, LAYERS_HOST, ON_DEVICE, Numerics, Phase, Scenario, Sharding, Step
+from ..scenario import EXPERTS_HOST, LAYERS_HOST, ON_DEVICE, Number, Numerics, Phase, Scenario, Sharding, Step
 from ..tensor_bytes import stage_weight_bytes
 from ..workload.formats import WeightFormat
 from .domain import splits
 from .fit import OFFLOADS, Offload
 from .nodes import Node
-from .place import HOST_SHARE
 from .prices import Alternative, Layout, StepKind, allocator_slope, combinations
 from .question import Question
-from .verdict import budget_bytes
 
 LATENCY_S = 5e-5  # of a link whose file states none: kernel to kernel, as for Ethernet (assumed)
 NETWORK_LOG_SD = 0.4  # how well latency and rate of a network describe a hop of a pipeline (assumed)
@@ -101,11 +99,20 @@ def _takes_layers(question: Question) -> bool:
     return question.pins.offload in (None, Offload.LAYERS) and LAYERS_HOST in question.engine.offloads
 
 
+def _gives_experts(question: Question) -> bool:
+    """Whether the engine leaves routed experts to hosts, and may."""
+    able = EXPERTS_HOST in question.engine.offloads and EXPERTS_HOST in OFFLOADS[question.pins.offload]
+    return question.model.has_experts and able
+
+
+def may_use_hosts(question: Question) -> bool:
+    """Whether hosts may take part."""
+    return _takes_layers(question) or _gives_experts(question)
+
+
 def sends_experts(question: Question, node: Node) -> bool:
     """Whether devices of the node may leave routed experts to its host."""
-    wanted = OFFLOADS[question.pins.offload]
-    able = EXPERTS_HOST in question.engine.offloads and EXPERTS_HOST in wanted
-    return question.model.has_experts and node.computes and bool(node.fleets) and able
+    return _gives_experts(question) and node.computes and bool(node.fleets)
 
 
 class Taking(NamedTuple):
@@ -118,136 +125,15 @@ class Taking(NamedTuple):
 
 def steps(question: Question, load: Load) -> Taking:
     """Decoding at the mean context; prompts whole while they fit a step, else in equal pieces."""
-    each = float(np.ceil(load.users / load.micro_batches))
-    prefill, pieces = batch_steps(question.prompt, load.users, question.engine)
-    return Taking(
-        Step(Phase.DECODE, each, 1, np.asarray(question.prompt + question.output / 2)), prefill, float(pieces)
-    )
+    decode, prefill, pieces = _steps(question, load.users, load.micro_batches)
+    return Taking(decode, prefill, float(pieces))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PlaceCosts:
-    """Coefficients of one place for one KV format, set of weight formats and load: (alternatives, blocks)."""
-
-    question: Question
-    place: Place
-    node: Node
-    kv: DType
-    formats: tuple[WeightFormat, ...]
-    load: Load
-    calibrations: CalibrationSet
-
-    @cached_property
-    def scenario(self) -> Scenario:
-        """The whole model on the place, for all users."""
-        q = self.question
-        numerics = Numerics(self.formats[0], self.kv, q.model.activation)
-        sharding = Sharding(self.place.tp)
-        users = int(self.load.users)
-        return Scenario(q.model, self.place.fleet, users, q.context, q.prompt, numerics, sharding, engine=q.engine)
-
-    @cached_property
-    def layout(self) -> Layout:
-        """The same as the planner's prices know it."""
-        one, taking = np.ones(1), steps(self.question, self.load)
-        kinds = tuple(StepKind(step, one, one, one, one) for step in (taking.decode, taking.prefill))
-        modes = [(ON_DEVICE, 0.0)]
-        if not self.place.on_host and sends_experts(self.question, self.node):
-            modes.append((EXPERTS_HOST, 0.0))
-        alternatives = combinations(self.formats, modes, self.question.model.has_experts)
-        there = self.calibrations.on(self.place.fleet)
-        return Layout(self.scenario.but(batch=np.array([self.load.users])), kinds, alternatives, there)
-
-    @property
-    def alternatives(self) -> tuple[Alternative, ...]:
-        """What a layer may be here."""
-        return self.layout.alternatives
-
-    def seconds(self, kind: int) -> tuple[Array, Array]:
-        """Seconds of a layer: computing, hand-overs to the host included, and copies beside it."""
-        computing, prefetched, late = self.layout.seconds(kind)
-        return (computing + late)[:, :, 0], prefetched[:, :, 0]
-
-    def ends_s(self, kind: int) -> float:
-        """Seconds of what belongs to no layer, all of it on the last place."""
-        return float(self.layout.outside(kind)[0, 0])
-
-    @cached_property
-    def device_bytes(self) -> Array:
-        """Bytes of a layer here."""
-        return np.asarray(self.layout.bytes_.device[:, :, 0])
-
-    @cached_property
-    def host_bytes(self) -> Array:
-        """Bytes of a layer in the memory of the node's host: all of it on a host, its experts where it has them."""
-        return np.asarray(self.device_bytes if self.place.on_host else self.layout.bytes_.host[:, :, 0])
-
-    @cached_property
-    def host_weights(self) -> Array:
-        """The part of them that is weights, which a drive may keep."""
-        state = self.layout.state[:, 0] if self.place.on_host else 0.0
-        return np.asarray(self.host_bytes - state)
-
-    @cached_property
-    def slope(self) -> float:
-        """Bytes the allocator takes for each byte, at most."""
-        return allocator_slope(self.scenario)
-
-    @cached_property
-    def fixed(self) -> FixedBytes:
-        """What the place holds beside layers, the runtime's ranges at their highest, as the verdict `surely` has it."""
-        inner, last = activation_peaks(self.scenario)
-        memory = ledger(self.scenario, (inner, inner))
-        own = layer_bytes(self.scenario, self.scenario.sharding)
-        layers = float(np.sum(own.shell + own.experts + own.state.reshape(len(own.shell), -1)[:, 0]))
-        whole = self._staged(2)
-        held = stage_weight_bytes(whole)
-        weights = own.shell + own.experts
-        size = whole.model.layers - whole.model.layers // 2
-        embed, head = float(held[0] - weights[:size].sum()), float(held[-1] - weights[size:].sum())
-        outer = float(stage_weight_bytes(self.scenario)[0]) - float(weights.sum())
-        logits = self.slope * ACTIVATION_SPREAD[-1] * max(0.0, float(last - inner))
-        joined = _joined_bytes(ledger(whole, (inner, inner))) if talks(self.question) else 0.0
-        here = float(np.max(memory.high_bytes())) - self.slope * (layers + outer)
-        return FixedBytes(
-            here, self.slope * embed, self.slope * head + logits, max(0.0, joined - _joined_bytes(memory))
-        )
-
-    def _staged(self, stages: int) -> Scenario:
-        fleet = self.place.fleet.sized(self.place.tp * stages)
-        return self.scenario.but(fleet=fleet, sharding=Sharding(self.place.tp, stages))
-
-    @cached_property
-    def budget_bytes(self) -> float:
-        """Bytes that may be taken here."""
-        return HOST_SHARE * self.node.memory_bytes() if self.place.on_host else budget_bytes(self.scenario)
-
-    @cached_property
-    def reread_share(self) -> float:
-        """Least share of what the host keeps of a layer that a decode step reads: all but experts nobody chose."""
-        if not self.question.model.has_experts:
-            return 1.0
-        scenario = self.layout.base.but(batch=int(self.load.users))
-        own = layer_bytes(scenario, scenario.sharding)
-        shell = own.shell if self.place.on_host else np.zeros_like(own.shell)
-        read = shell + own.experts * touched_share(scenario, self.layout.kinds[DECODE].step)
-        kept = shell + own.experts
-        return float(np.min(read[kept > 0] / kept[kept > 0]))
-
-    def handover(self, kind: int) -> Estimate:
-        """The hidden state to another place of the node, through its host: down and up again."""
-        step = self.layout.kinds[kind].step
-        size = message_bytes(self.question, step)
-        return StepCosts(self.scenario, step, self.calibrations.on(self.place.fleet)).copy(size).scaled(2.0)
-
-
-def talks(question: Question) -> bool:
-    """Whether stages speak through communicators, which take memory: llama.cpp copies between devices without any."""
-    return question.engine.name != "llama.cpp"
-
-
-def _joined_bytes(memory: Ledger) -> float:
-    return sum(float(e.high_bytes.max()) for e in memory.entries if e.tensor_class is TensorClass.COMMUNICATORS)
+def _steps(question: Question, users: Number, micro_batches: Number) -> tuple[Step, Step, Array]:
+    prefill, pieces = batch_steps(question.prompt, users, question.engine)
+    each = np.ceil(np.asarray(users, float) / micro_batches)
+    decode = Step(Phase.DECODE, each, 1, np.asarray(question.prompt + question.output / 2))
+    return decode, prefill, pieces
 
 
 class FixedBytes(NamedTuple):
@@ -257,6 +143,173 @@ class FixedBytes(NamedTuple):
     first: float
     last: float
     joined: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlacePrices:
+    """One place for one KV format and set of weight formats, priced for all loads in one evaluation."""
+
+    question: Question
+    place: Place
+    node: Node
+    kv: DType
+    formats: tuple[WeightFormat, ...]
+    loads: tuple[Load, ...]
+    calibrations: CalibrationSet
+
+    @cached_property
+    def scenario(self) -> Scenario:
+        """The whole model on the place, for all users of each load."""
+        q = self.question
+        numerics = Numerics(self.formats[0], self.kv, q.model.activation)
+        sharding = Sharding(self.place.tp)
+        users = np.array([load.users for load in self.loads])
+        return Scenario(q.model, self.place.fleet, users, q.context, q.prompt, numerics, sharding, engine=q.engine)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The same as the planner's prices know it."""
+        users, batches = np.array(self.loads, float).T
+        one, (decode, prefill, _) = np.ones(len(users)), _steps(self.question, users, batches)
+        kinds = tuple(StepKind(step, one, one, one, one) for step in (decode, prefill))
+        modes = [(ON_DEVICE, 0.0)]
+        if not self.place.on_host and sends_experts(self.question, self.node):
+            modes.append((EXPERTS_HOST, 0.0))
+        alternatives = combinations(self.formats, modes, self.question.model.has_experts)
+        return Layout(self.scenario, kinds, alternatives, self.calibrations.on(self.place.fleet))
+
+    @cached_property
+    def costs(self) -> tuple[PlaceCosts, ...]:
+        """What a frame needs of it, load by load; like places have the same."""
+        return tuple(PlaceCosts(self, at) for at in range(len(self.loads)))
+
+    @cached_property
+    def slope(self) -> float:
+        """Bytes the allocator takes for each byte, at most."""
+        return allocator_slope(self.scenario)
+
+    @cached_property
+    def fixed(self) -> tuple[FixedBytes, ...]:
+        """What the place holds beside layers, the runtime's ranges at their highest, as the verdict `surely` has it."""
+        inner, last = activation_peaks(self.scenario)
+        memory = ledger(self.scenario, (inner, inner))
+        own = layer_bytes(self.scenario, self.scenario.sharding)
+        weights = own.shell + own.experts
+        layers = float(weights.sum()) + own.state.reshape(len(weights), -1).sum(axis=0)
+        whole = self._staged(2)
+        held = stage_weight_bytes(whole)
+        size = whole.model.layers - whole.model.layers // 2
+        embed, head = float(held[0] - weights[:size].sum()), float(held[-1] - weights[size:].sum())
+        outer = float(stage_weight_bytes(self.scenario)[0]) - float(weights.sum())
+        logits = self.slope * ACTIVATION_SPREAD[-1] * np.maximum(0.0, last - inner)
+        joined = _joined_bytes(ledger(whole, (inner, inner))) if talks(self.question) else 0.0
+        here = np.max(memory.high_bytes(), axis=0) - self.slope * (layers + outer)
+        first, more = self.slope * embed, max(0.0, joined - _joined_bytes(memory))
+        one = np.ones(len(self.loads))
+        ends = one * (self.slope * head + logits)
+        return tuple(FixedBytes(float(h), first, float(e), more) for h, e in zip(one * here, ends, strict=True))
+
+    def _staged(self, stages: int) -> Scenario:
+        fleet = self.place.fleet.sized(self.place.tp * stages)
+        return self.scenario.but(fleet=fleet, sharding=Sharding(self.place.tp, stages))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlaceCosts:
+    """Coefficients of one place for one KV format, set of weight formats and load: (alternatives, blocks)."""
+
+    prices: PlacePrices
+    at: int
+
+    @property
+    def load(self) -> Load:
+        """The load they are of."""
+        return self.prices.loads[self.at]
+
+    @cached_property
+    def scenario(self) -> Scenario:
+        """The whole model on the place, for all users."""
+        return self.prices.scenario.but(batch=int(self.load.users))
+
+    @property
+    def layout(self) -> Layout:
+        """The place as the planner's prices know it, all loads."""
+        return self.prices.layout
+
+    @property
+    def calibrations(self) -> CalibrationSet:
+        """Calibrations of the place's own devices."""
+        return self.layout.calibrations
+
+    @property
+    def alternatives(self) -> tuple[Alternative, ...]:
+        """What a layer may be here."""
+        return self.layout.alternatives
+
+    def seconds(self, kind: int) -> tuple[Array, Array]:
+        """Seconds of a layer: computing, hand-overs to the host included, and copies beside it."""
+        computing, prefetched, late = self.layout.seconds(kind)
+        return (computing + late)[:, :, self.at], prefetched[:, :, self.at]
+
+    def ends_s(self, kind: int) -> float:
+        """Seconds of what belongs to no layer, all of it on the last place."""
+        return float(self.layout.outside(kind)[0, self.at])
+
+    @cached_property
+    def device_bytes(self) -> Array:
+        """Bytes of a layer here."""
+        return np.asarray(self.layout.bytes_.device[:, :, self.at])
+
+    @cached_property
+    def host_bytes(self) -> Array:
+        """Bytes of a layer in the memory of the node's host: all of it on a host, its experts where it has them."""
+        return np.asarray(self.device_bytes if self.prices.place.on_host else self.layout.bytes_.host[:, :, self.at])
+
+    @cached_property
+    def host_weights(self) -> Array:
+        """The part of them that is weights, which a drive may keep."""
+        state = self.layout.state[:, self.at] if self.prices.place.on_host else 0.0
+        return np.asarray(self.host_bytes - state)
+
+    @property
+    def slope(self) -> float:
+        """Bytes the allocator takes for each byte, at most."""
+        return self.prices.slope
+
+    @property
+    def fixed(self) -> FixedBytes:
+        """What the place holds beside layers."""
+        return self.prices.fixed[self.at]
+
+    @cached_property
+    def reread_share(self) -> float:
+        """Least share of what the host keeps of a layer that a decode step reads: all but experts nobody chose."""
+        question = self.prices.question
+        if not question.model.has_experts:
+            return 1.0
+        own = layer_bytes(self.scenario, self.scenario.sharding)
+        shell = own.shell if self.prices.place.on_host else np.zeros_like(own.shell)
+        read = shell + own.experts * touched_share(self.scenario, steps(question, self.load).decode)
+        kept = shell + own.experts
+        return float(np.min(read[kept > 0] / kept[kept > 0]))
+
+    @cached_property
+    def handovers(self) -> tuple[Estimate, Estimate]:
+        """The hidden state to another place of the node, through its host, down and up again: in both kinds of step."""
+        question = self.prices.question
+        kinds = steps(question, self.load)[:2]
+        costs = [(StepCosts(self.scenario, step, self.calibrations), message_bytes(question, step)) for step in kinds]
+        decode, prefill = (c.copy(size).scaled(2.0) for c, size in costs)
+        return decode, prefill
+
+
+def talks(question: Question) -> bool:
+    """Whether stages speak through communicators, which take memory: llama.cpp copies between devices without any."""
+    return question.engine.name != "llama.cpp"
+
+
+def _joined_bytes(memory: Ledger) -> float:
+    return sum(float(e.high_bytes.max()) for e in memory.entries if e.tensor_class is TensorClass.COMMUNICATORS)
 
 
 def message_bytes(question: Question, step: Step) -> float:

@@ -7,6 +7,7 @@ its docstring, its name on the solver's rows; coefficients come from `unlike_pla
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,13 +54,27 @@ class UnlikeFrame:
     wanted: Wanted = Wanted()
 
     @property
+    def kind(self) -> str:
+        """`groups of 2, Q4_K_M, bf16 KV cache`: all but the load."""
+        return f"{self.grouping}, {' and '.join(f.name for f in self.formats)}, {self.kv} KV cache"
+
+    @property
     def label(self) -> str:
-        """`tp2 groups, Q4_K_M, bf16 KV cache, 8 users in 4 micro-batches`."""
-        tp = max((p.tp for p in self.places), default=1)
+        """`groups of 2, Q4_K_M, bf16 KV cache, 8 users in 4 micro-batches`."""
         users = f"{self.load.users:.0f} user" + ("s" if self.load.users > 1 else "")
         batches = f" in {self.load.micro_batches} micro-batches" if self.load.micro_batches > 1 else ""
-        names = " and ".join(f.name for f in self.formats)
-        return f"{f'tp{tp} groups, ' if tp > 1 else ''}{names}, {self.kv} KV cache, {users}{batches}"
+        return f"{self.kind}, {users}{batches}"
+
+    def asked(self, question: Question, nodes: tuple[Node, ...]) -> UnlikeFrame:
+        """The same frame, its prices as they are, for other limits or machines that differ in memory or network."""
+        question = dataclasses.replace(question, engine=self.question.engine)
+        return dataclasses.replace(self, question=question, nodes=nodes)
+
+    @property
+    def grouping(self) -> str:
+        """`each device alone`, or `groups of 2`."""
+        degree = max((p.tp for p in self.places), default=1)
+        return f"groups of {degree}" if degree > 1 else "each device alone"
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -83,7 +98,14 @@ class UnlikeFrame:
     def inside_s(self, kind: int, node: int) -> float:
         """Seconds from one place of the node to the next: the slowest of its places."""
         here = [c for p, c in zip(self.places, self.costs, strict=True) if p.node == node]
-        return max((float(c.handover(kind).time_s) for c in here), default=0.0)
+        return max((float(c.handovers[kind].time_s) for c in here), default=0.0)
+
+    def budget_bytes(self, at: int) -> float:
+        """Bytes that may be taken on a place: of a host, or of each device."""
+        place, q = self.places[at], self.question
+        if place.on_host:
+            return HOST_SHARE * self.nodes[place.node].memory_bytes()
+        return q.engine.memory_utilization * (place.fleet.usable_bytes() + q.more_bytes)
 
     def of_node(self, node: int) -> list[int]:
         """Places of the node."""
@@ -238,7 +260,7 @@ def place_memory(m: UnlikeProgram) -> Rows:
         fixed = c.fixed
         beside = fixed.here * m.used[p] + fixed.first * m.first[p] + fixed.last * m.last[p] + fixed.joined * m.together
         held = m.sum_of(p, c.device_bytes, c.slope / GIB) + beside * (1 / GIB)
-        spare = c.budget_bytes * m.tightened / GIB
+        spare = m.frame.budget_bytes(p) * m.tightened / GIB
         yield f"place_memory_{p}", held <= spare + fixed.joined / GIB * (1 - m.used[p])
 
 

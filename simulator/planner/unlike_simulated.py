@@ -16,7 +16,6 @@ from ..overlap import norm_of
 from ..placement import layer_bytes
 from ..scenario import ON_DEVICE, Numerics, Scenario, Sharding, Where
 from ..schedule import COMPOSITION_LOG_SD
-from .place import HOST_SHARE
 from .prices import Alternative
 from .question import Goal
 from .realise import with_formats
@@ -178,7 +177,7 @@ def _step(
         readers.setdefault(frame.places[p].node, p)
     for p in used:
         c, place = frame.costs[p], frame.places[p]
-        costs = StepCosts(scenarios[p], step, c.calibrations.on(place.fleet))
+        costs = StepCosts(scenarios[p], step, c.calibrations)
         here = np.array([at == p for at, _ in each])
         own, helped = _stage(costs, here, [a for _, a in each])
         ends = costs.outside if p == used[-1] else nothing()
@@ -256,9 +255,9 @@ def _handovers(frame: UnlikeFrame, used: list[int], kind: int) -> Estimate:
         inside = sum(frame.places[p].node == node for p in used) - 1
         if inside:
             slowest: PlaceCosts = max(
-                (frame.costs[p] for p in frame.of_node(node)), key=lambda c: float(c.handover(kind).time_s)
+                (frame.costs[p] for p in frame.of_node(node)), key=lambda c: float(c.handovers[kind].time_s)
             )
-            parts.append(slowest.handover(kind).scaled(float(inside)))
+            parts.append(slowest.handovers[kind].scaled(float(inside)))
         if len(nodes) > 1:
             taking = steps(frame.question, frame.load)
             size = message_bytes(frame.question, (taking.decode, taking.prefill)[kind])
@@ -287,12 +286,11 @@ def _memory(
     away = [i for i, (p, a) in enumerate(each) if p == at and a.mode.experts is Where.HOST and not place.on_host]
     high -= c.slope * float(experts[away].sum())
     if not place.on_host:
-        return high, c.budget_bytes
-    node = frame.nodes[place.node]
+        return high, frame.budget_bytes(at)
     whole = layer_bytes(scenario, Sharding()).experts
     lent = [
         i
         for i, (p, a) in enumerate(each)
         if p != at and frame.places[p].node == place.node and a.mode.experts is Where.HOST
     ]
-    return high + float(whole[lent].sum()), HOST_SHARE * node.memory_bytes() + answer.drive_bytes[place.node]
+    return high + float(whole[lent].sum()), frame.budget_bytes(at) + answer.drive_bytes[place.node]

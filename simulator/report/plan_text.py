@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...units import format_gib, format_seconds
@@ -44,7 +45,10 @@ def render(out: Console, report: a.Report, answer: p.PlanAnswer) -> None:
     if answer.changes:
         out.print()
         head = "what would change it" if answer.plan else "what alone is enough"
-        out.print(table([head, "then", "better by", "ask with"], _changes(answer), left=4))
+        out.print(table([head, "then", "better by", "ask with"], _changes(answer.changes, 1.0), left=4))
+    if answer.without:
+        out.print()
+        out.print(table(["without", "then", "worse by", "ask with"], _changes(answer.without, -1.0), left=4))
     if answer.emitted:
         out.print("\nrun it:")
     for line in answer.emitted:
@@ -104,7 +108,7 @@ def _layers(answer: p.PlanAnswer) -> list[list[str]]:
 def _others(answer: p.PlanAnswer) -> list[list[str]]:
     return [
         [
-            f"{_replicas(row)}{layout(row.layout)}, {row.users} users{', host memory' if row.where else ''}",
+            _arrangement(row),
             row.weights,
             row.kv,
             number(row.tokens_per_s_total.value or 0.0),
@@ -114,6 +118,11 @@ def _others(answer: p.PlanAnswer) -> list[list[str]]:
         ]
         for row in answer.runners_up
     ]
+
+
+def _arrangement(row: p.PlanRow) -> str:
+    away = ", host memory" if row.where else ""
+    return f"{_replicas(row)}{layout(row.layout)}, {row.users} user{'s' * (row.users > 1)}{away}"
 
 
 def _front(answer: p.PlanAnswer) -> list[list[str]]:
@@ -130,13 +139,14 @@ def _front(answer: p.PlanAnswer) -> list[list[str]]:
     ]
 
 
-def _changes(answer: p.PlanAnswer) -> list[list[str]]:
+def _changes(changes: Sequence[p.PlanChange], sign: float) -> list[list[str]]:
     def gain(change: p.PlanChange) -> str:
         if change.gain is None:
             return "" if change.goal is not None else "-"
-        return f"{change.gain:.1%}" if change.gain >= 0.0005 else "nothing"
+        share = sign * change.gain
+        return f"{share:,.0%}" if share >= 1 else f"{share:.1%}" if share >= 0.0005 else "nothing"
 
-    return [[c.change, c.plan, gain(c), c.ask] for c in answer.changes]
+    return [[c.change, c.plan, gain(c), c.ask] for c in changes]
 
 
 def _replicas(row: p.PlanRow) -> str:
