@@ -379,8 +379,8 @@ def test_rows_of_the_program_carry_the_names_of_their_constraints(answers: dict[
     assert all(name.startswith((*known, "copies_are_used")) for name in names)
     used = {c for c in known if any(name.startswith(c) for name in names)}
     assert set(known) - used <= {
-        "every_stage_has_layers", "stages_follow_one_another", "slowest_stage_sets_the_pace", "copies_have_buffers", "remade_state_has_room",
-        "cxl_memory",
+        "every_stage_has_layers", "stages_follow_one_another", "slowest_stage_sets_the_pace", "copies_have_buffers",
+        "remade_state_has_room", "cxl_memory",
     }  # fmt: skip
     assert all(c.__doc__ for c in CONSTRAINTS)
 
