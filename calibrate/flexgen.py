@@ -6,7 +6,7 @@ and `benchmark/batch_size_table.md`. Nothing here is fitted: the T4's rate under
 are in their hardware files, what the engine does in its profile (`simulator.engines`).
 
 Shares of a layer become shares of the layers. Small batches (`gpu_batch`) share a copy of the weights but compute one
-after another; that each reads the weights again is left out, and so is unpacking of 4-bit groups.
+after another, each with products of its own, for which 4-bit weights are unpacked again.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def scenario_of(policy: Policy) -> Scenario:
     model = zoo.bundled(policy.model)
     weights = FOUR_BITS if policy.compress_weights else FORMATS["fp16"]
     numerics = Numerics(weights, DType.INT4 if policy.compress_cache else DType.FP16, DType.FP16)
-    engine = engines.engine("flexgen")
+    engine = dataclasses.replace(engines.engine("flexgen"), small_batches=policy.gpu_batches)
     if not policy.pinned:
         engine = dataclasses.replace(engine, pageable=(0, 1, 2))
     context = policy.prompt + policy.output

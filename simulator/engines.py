@@ -73,7 +73,8 @@ PROFILES: Mapping[str, Engine] = MappingProxyType(
         # own read the drive (section 6, "multiple CUDA streams and CPU threads"). pytorch_backend.py widens keys and
         # values to fp32 before attention on the host: 2 bytes read, 4 written, 4 read for each 2 of the cache; and
         # leaves its cache unpinned ("disable pin_memory due to high memory overhead"). A policy's percentages hold for
-        # every layer, and one layer is loaded ahead (flex_opt.py, `generation_loop_overlap_*`).
+        # every layer, and one layer is loaded ahead (flex_opt.py, `generation_loop_overlap_*`); the loop pins what is
+        # not (`general_copy`) before it launches a layer. 4-bit groups are widened by PyTorch before each use.
         "flexgen": Engine(
             name="flexgen",
             graphs=False,
@@ -85,6 +86,8 @@ PROFILES: Mapping[str, Engine] = MappingProxyType(
             pageable=(2,),
             prefetch_depths=(1,),
             cuts_layers=True,
+            staging_blocks=True,
+            unpacks_in_memory=True,
         ),
         # Accelerate's hooks copy a layer when it is called and drop it behind (hooks.py, AlignDevicesHook): nothing is
         # begun ahead, a batch's prompts pass each layer together, transformers' offloaded cache waits on the host.

@@ -58,6 +58,10 @@ class PartCosts(Protocol):
         """The hidden state to the host and back, (*grid)."""
 
     @property
+    def held_up(self) -> Array:
+        """Share of copying each part that nothing runs beside, (parts,)."""
+
+    @property
     def decoding(self) -> bool:
         """Whether it is a decode step."""
 
@@ -80,7 +84,8 @@ class LayerTimes(NamedTuple):
 def layer_times(costs: PartCosts, mode: Mode, cached: float = 0.0, tier: MemoryTier = MemoryTier.HOST) -> LayerTimes:
     """The times of every layer in a mode. A prompt's host parts run wherever that is faster.
 
-    Copies of experts that a router chose are waited for; all others are begun before.
+    Copies of experts that a router chose are waited for, and staging that holds up the launching of kernels; all others
+    are begun before.
     """
     grid = costs.on_device.shape[1:]
     computing, ahead, late = np.zeros(grid), np.zeros(grid), np.zeros(grid)
@@ -102,7 +107,8 @@ def layer_times(costs: PartCosts, mode: Mode, cached: float = 0.0, tier: MemoryT
         computing = computing + np.where(on_host, there, here)
         moved = np.where(on_host, 0.0, copies)
         waits = part == "experts" and mode.shell is Where.DEVICE and costs.decoding
-        late, ahead = (late + moved, ahead) if waits else (late, ahead + moved)
+        alone = 1.0 if waits else float(costs.held_up[index])
+        late, ahead = late + alone * moved, ahead + (1.0 - alone) * moved
     if mode.shell is not Where.HOST and handed.any():
         computing = computing + np.where(handed, costs.handing_over, 0.0)
     return LayerTimes(np.asarray(computing), np.asarray(ahead), np.asarray(late), np.asarray(handed))

@@ -5,11 +5,12 @@ experts, which nobody knows before the router has chosen:
 
     T = (C^p + S^p)^(1/p) + E,   C = time on the device + time on the host + hand-overs,   S = prefetched copies
 
-with p = `OVERLAP`, and E the copies of chosen experts that are not cached on the device. That is for copies begun ahead
-of like layers; how much later a pass over unlike ones ends is simulated copy by copy (`overlap.prefetched`), and where
-nothing is begun ahead T = C + S + E. A hand-over copies the hidden state to the host and back. Weights that do not fit
-host memory are read from the drive each time: behind C, or beside C and S by engines that have threads for it; so is
-what of the KV cache is kept there. Memory behind CXL holds computing and copies up where it is the slower of the two.
+with p = `OVERLAP`, and E the copies of chosen experts that are not cached on the device, and staging that keeps an
+engine from launching kernels. That is for copies begun ahead of like layers; how much later a pass over unlike ones
+ends is simulated copy by copy (`overlap.prefetched`), and where nothing is begun ahead T = C + S + E. A hand-over
+copies the hidden state to the host and back. Weights that do not fit host memory are read from the drive each time:
+behind T, or beside all of it by engines that have threads for it; so is what of the KV cache is kept there. Memory
+behind CXL holds computing and copies up where it is the slower of the two.
 """
 
 from __future__ import annotations
@@ -166,6 +167,11 @@ class StepCosts:
         return self.handover.time_s
 
     @property
+    def held_up(self) -> Array:
+        """Share of copying each part that nothing runs beside, (3,)."""
+        return held_up(self.scenario, self.decoding)
+
+    @property
     def decoding(self) -> bool:
         """Whether it is a decode step."""
         return self.step.phase is Phase.DECODE
@@ -219,6 +225,16 @@ def link_factors(scenario: Scenario) -> npt.NDArray[np.float64]:
     return np.array([1.0 / PAGEABLE if part in pageable else 1.0 for part in range(len(PARTS))])
 
 
+def held_up(scenario: Scenario, decoding: bool) -> Array:
+    """Share of copying each part to the device that nothing runs beside, (3,): see `Engine.staging_blocks`.
+
+    Prompts write their cache to the host, which threads of their own do.
+    """
+    engine, kv = scenario.engine, PARTS.index("kv")
+    staged = [engine.staging_blocks and i in engine.pageable and (decoding or i != kv) for i in range(len(PARTS))]
+    return np.where(staged, 1.0 - PAGEABLE, 0.0)
+
+
 def cxl_s_per_byte(fleet: Fleet) -> float:
     """Seconds one byte takes out of memory behind CXL (none there: 0, nobody asks)."""
     return 0.0 if fleet.cxl is None else 1.0 / fleet.cxl.read_bytes_per_s.value
@@ -262,8 +278,8 @@ def step_time(costs: StepCosts) -> Detailed:
     together = _beside(costs.scenario, float(run.time_s), times)
     drive = _from_drive(costs)
     if costs.scenario.engine.drive_beside and float(drive.time_s):
-        all_, _ = norm_of((np.asarray(together), drive.time_s), OVERLAP)
-        drive = drive.scaled((float(all_) - together) / float(drive.time_s))
+        all_, _ = norm_of((np.asarray(together + late), drive.time_s), OVERLAP)
+        drive = drive.scaled((float(all_) - together - late) / float(drive.time_s))
     exposed = max(0.0, together - float(run.time_s)) + late
     if exposed:
         gigabyte = costs.copy(1e9)

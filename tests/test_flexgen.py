@@ -15,6 +15,7 @@ from roofplan.dtypes import DType
 from roofplan.hwspecs.load import load_fleet
 from roofplan.simulator import engines
 from roofplan.simulator.generation import batch_steps, generate
+from roofplan.simulator.lowering.decoder import lower
 from roofplan.simulator.memory import TensorClass, ledger
 from roofplan.simulator.offload import PAGEABLE, StepCosts, drive_bytes, state_drive_bytes, step_time
 from roofplan.simulator.placement import moved
@@ -28,8 +29,6 @@ from roofplan.simulator.workload.formats import FORMATS
 FLEET = flexgen.fleet()
 CALIBRATIONS = Calibrations(FLEET, store.entries(), "flexgen")
 GATE = 0.30
-# Missed: unpacking 4-bit weights again for every small batch, and copies of many small pieces, are not modelled.
-MISSED = {"175b-512-4bit": (0.68, 0.03), "175b-256-4bit": (0.64, 0.03)}  # measured error, and how far it may move
 by_id = pytest.mark.parametrize("policy", policies(), ids=lambda p: p.id)
 
 
@@ -43,12 +42,7 @@ def policy(id_: str) -> Policy:
 @by_id
 def test_published_throughputs_are_met_within_thirty_percent(policy: Policy) -> None:
     found = predict(policy, CALIBRATIONS)
-    error = found.tokens_per_s / policy.tokens_per_s - 1
-    if policy.id in MISSED:
-        measured, slack = MISSED[policy.id]
-        assert abs(error - measured) <= slack and abs(error) > GATE
-    else:
-        assert abs(error) <= GATE
+    assert abs(found.tokens_per_s / policy.tokens_per_s - 1) <= GATE
     assert found.tokens_per_s < found.most_tokens_per_s, "nothing runs above the datasheet rates"
 
 
@@ -186,3 +180,38 @@ def test_no_plan_holds_more_than_the_host_has(name: str) -> None:
     found = search(question, Calibrations(FLEET, store.entries(), name))
     assert found.plans and all(keeps_host_and_drive(plan) for plan in found.plans)
     assert name == "flexgen" or all(plan.scenario.placement.state_on_drive == 0 for plan in found.plans)
+
+
+# ---- what its source says of 4 bits and of memory that is not pinned
+
+
+def test_four_bits_are_widened_for_every_small_batch() -> None:
+    """13 bytes move for each number of a layer, for each small batch, and products read what was made of it."""
+    asked = scenario_of(policy("175b-512-4bit"))
+    step = Step(Phase.DECODE, 144.0, 1, np.asarray(512.0))
+    layer = sum(t.rows * t.cols for t in asked.model.tensors if t.block == 0 and min(t.rows, t.cols) > 1)
+    rows = [
+        (t, t.label.index("widen weights")) for t in lower(asked, step).operators.tables if "widen weights" in t.label
+    ]
+    moved_bytes = sum(float(np.ravel(t.read_bytes[i] + t.write_bytes[i])[0]) for t, i in rows)
+    assert moved_bytes == pytest.approx(3 * 13 * layer, rel=0.01)
+    assert not any("widen" in label for label in _labels(scenario_of(policy("175b-512")), step))
+    once = asked.but(engine=dataclasses.replace(asked.engine, small_batches=1))
+    times = [float(step_time(StepCosts(s, step, CALIBRATIONS)).time.time_s) for s in (once, asked)]
+    assert times[0] < times[1]
+
+
+def _labels(asked: Scenario, step: Step) -> list[str]:
+    return [label for table in lower(asked, step).operators.tables for label in table.label]
+
+
+def test_staging_holds_up_what_would_run_beside() -> None:
+    asked = scenario_of(policy("175b-512-4bit"))
+    asked = asked.but(engine=dataclasses.replace(asked.engine, pageable=(2,)))  # the cache, as in all its policies
+    free = asked.but(engine=dataclasses.replace(asked.engine, staging_blocks=False))
+    step = Step(Phase.DECODE, 144.0, 1, np.asarray(512.0))
+    held, beside = (float(step_time(StepCosts(s, step, CALIBRATIONS)).time.time_s) for s in (asked, free))
+    assert 1.05 * beside < held
+    prompts = Step(Phase.PREFILL, 144.0, 512.0, np.zeros(()))
+    written = [float(step_time(StepCosts(s, prompts, CALIBRATIONS)).time.time_s) for s in (asked, free)]
+    assert written[0] == pytest.approx(written[1]), "threads of its own write the cache of prompts"

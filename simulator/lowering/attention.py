@@ -122,7 +122,8 @@ def _attention_to(
     ranks: int = 1,
 ) -> Attention:
     """A part's queries, with the heads of so many ranks, against that many keys."""
-    kv = shard.scenario.numerics.kv
+    stored = shard.scenario.numerics.kv
+    kv = shard.activation if shard.widens(stored.bits) else stored
     heads, kv_heads = heads_per_rank(a, shard.tp)
     name = KernelName.ATTENTION_DECODE if part.phase is Phase.DECODE else KernelName.ATTENTION_PREFILL
     return one_row(

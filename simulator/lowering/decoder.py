@@ -13,6 +13,7 @@ from .head import embedding_nodes, embedding_operators, handover_operators, head
 from .network import source_operators
 from .program import Node, Shard
 from .side import layer_side_operators, model_side_operators
+from .unpack import unpacking_operators
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Program:
         rows: list[Table] = source_operators(self.shard) + embedding_operators(self.shard)
         for index in range(len(self.shard.scenario.model.blocks)):
             rows += attention_operators(self.shard, index) + feedforward_operators(self.shard, index)
-            rows += layer_side_operators(self.shard, index)
+            rows += layer_side_operators(self.shard, index) + unpacking_operators(self.shard, index)
         rows += handover_operators(self.shard) + model_side_operators(self.shard)
         return Operators.of(rows + head_operators(self.shard))
 

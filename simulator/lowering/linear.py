@@ -62,20 +62,23 @@ def linear_kernel(stored: WeightFormat, device: Device, activation: DType) -> Ke
 def gemm_row(
     shard: Shard, label: str, layer: str, count: Column, tensors: Iterable[Tensor], m: Array, stored: WeightFormat
 ) -> Gemm:
-    """One merged GEMM of tensors that share their input (q, k, v; gate and up), on one rank."""
+    """One merged GEMM of tensors that share their input (q, k, v; gate and up), on one rank, for each small batch."""
     model, tp, sharding = shard.scenario.model, shard.tp, shard.scenario.sharding
     group = list(tensors)
     n = sum(rows_per_rank(t, model, tp) for t in group)
     weight_bytes = sum(model.layer_bytes(t, stored) * share_per_rank(t, model, sharding) for t in group)
     kernel = linear_kernel(model.format_of(group[0], stored), shard.scenario.fleet.device, shard.activation)
+    if shard.widens(model.format_of(group[0], stored).bits_per_weight):
+        kernel, weight_bytes = Kernel(KernelName.GEMM, shard.activation), n * cols_per_rank(group[0], tp) * 2.0
     narrow = kernel.name is not KernelName.GEMM_WEIGHT_ONLY and kernel.dtype in NARROW_INPUT
+    batches = shard.scenario.engine.small_batches
     return one_row(
         Gemm,
         label,
         layer,
-        count,
+        np.asarray(count, float) * batches,
         kernel,
-        m=m,
+        m=m / batches,
         n=n,
         k=cols_per_rank(group[0], tp),
         weight_bytes=weight_bytes,

@@ -12,6 +12,8 @@ from ...dtypes import DType
 from ..estimate import Array
 from ..scenario import Scenario, Step, stage_layers
 
+NARROW_BITS = 8
+
 
 class Buffer(NamedTuple):
     """An activation tensor on one device."""
@@ -59,6 +61,10 @@ class Shard:
     def activation(self) -> DType:
         """Format of activations."""
         return self.scenario.numerics.activations
+
+    def widens(self, bits: float) -> bool:
+        """Whether the engine widens numbers of so many bits in memory before it uses them (`unpack.py`)."""
+        return self.scenario.engine.unpacks_in_memory and bits < NARROW_BITS
 
     def layer_count(self, block: int) -> npt.NDArray[np.float64]:
         """Layers of the block on each pipeline stage."""

@@ -123,8 +123,8 @@ def cxl_memory(p: Program) -> Rows:
 def step_takes_its_time(p: Program) -> Rows:
     """T_k >= u (outside + sum of n computing) + v (sum of n prefetched) + sum of n late + bytes from the drive / rate,
 
-    for (u, v) on the unit circle of the norm dual to the overlap's: tangents, so that no plan lies below them. Where an
-    engine reads the drive beside the rest it is a third term of the norm. Where layers wait for their copies u = v = 1.
+    for (u, v) on the unit circle of the norm dual to the overlap's: tangents, so that no plan lies below them. Where
+    layers wait for their copies u = v = 1; where the drive is read beside the rest, a norm of both follows.
     """
     layout, at = p.frame.family.layout, p.frame.at
     for k, time in enumerate(p.times):
@@ -146,7 +146,7 @@ def step_takes_its_time(p: Program) -> Rows:
             yield f"step_takes_its_time_{k}_{i}", time >= u * run + v * copies + behind
             for j, outer in enumerate(ANGLES[:-1] if beside else ()):
                 w, d = tangent(float(outer))
-                yield f"step_takes_its_time_{k}_{i}_{j}", time >= w * (u * run + v * copies) + d * drive + behind
+                yield f"step_takes_its_time_{k}_{i}_{j}", time >= w * (u * run + v * copies + behind) + d * drive
 
 
 def _drive(p: Program, kind: int) -> Any:

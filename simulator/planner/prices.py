@@ -20,7 +20,7 @@ from ..estimate import Array
 from ..layer_parts import PARTS, LayerTimes, layer_times, part_of
 from ..lowering.decoder import lower
 from ..memory import ALLOCATOR_SHARE, ledger
-from ..offload import StepCosts, chosen_shares, cxl_s_per_byte, link_factors, state_share
+from ..offload import StepCosts, chosen_shares, cxl_s_per_byte, held_up, link_factors, state_share
 from ..placement import Away, LayerBytes, away, layer_bytes
 from ..quality import Part, Sensitivities, layer_shares, share
 from ..quality import increase as quality_increase
@@ -378,6 +378,10 @@ class _Costs:
     @property
     def handing_over(self) -> Array:
         return self.layout.handover(self.kind)
+
+    @property
+    def held_up(self) -> Array:
+        return held_up(self.layout.base, self.decoding)
 
     @property
     def decoding(self) -> bool:
