@@ -80,6 +80,10 @@ def register(
         max_power: Annotated[str | None, option("Most power of the devices used, such as 2kW.", "POWER")] = None,
         max_cost: Annotated[str | None, option("Most money an hour, such as 20USD/h; needs --price.", "MONEY")] = None,
         price: Annotated[str | None, option("Price of a device, such as h200=3.5USD/h.", "NAME=MONEY")] = None,
+        what_if: Annotated[
+            list[str] | None,
+            option("Solve again with more of one thing: hbm=+24GB, bandwidth=, ram=, link=, gpus=+2.", "THING=+N"),
+        ] = None,
         emit: Annotated[Engines | None, option("Write the plan as an engine's flags and files.")] = None,
         why: Annotated[bool, typer.Option(help="Solve again with a little more of everything.")] = True,
         cxl: Annotated[
@@ -96,7 +100,8 @@ def register(
         if gpus is not None or link is not None:
             if gpus is None:
                 raise InputError("joins unlike devices, which --gpus names", key="--link", value=link)
-            _refuse_with_unlike(gpus, {"--gpu": gpu, "--emit": emit, "--cxl": cxl, "--draft": asked.draft})
+            others = {"--gpu": gpu, "--emit": emit, "--cxl": cxl, "--draft": asked.draft}
+            _refuse_with_unlike(gpus, {**others, "--what-if": what_if[0] if what_if else None})
             if len(goals) > 1:
                 raise InputError("goes without a second goal", key="--gpus", value=gpus)
             _unlike(
@@ -105,6 +110,7 @@ def register(
             return
         from . import plans
         from .hwspecs.load import with_cxl
+        from .simulator.planner.what_if import imagined
 
         if emit is not None and asked.engine is None:
             asked = dataclasses.replace(asked, engine=emit.value)
@@ -122,6 +128,7 @@ def register(
                 why=why,
                 second_goal=goals[1] if len(goals) > 1 else None,
                 emit=None if emit is None else emit.value,
+                what_if=[imagined(text, question) for text in what_if or ()],
                 progress=progress,
             )
         _show(report, answer, json, plot)

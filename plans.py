@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from .simulator.calibration import CalibrationSet
 from .simulator.offload import StepCosts, step_time
 from .simulator.plan_answers import PlanAnswer, PlanLayers, PlanRow
 from .simulator.planner import changes
+from .simulator.planner.changes import Change, Tried
 from .simulator.planner.export import PREFETCH_DEPTHS, Planned, refusals
 from .simulator.planner.export import emit as emit_for
 from .simulator.planner.nodes import Node
@@ -39,11 +40,13 @@ def ask_plan(
     why: bool = True,
     second_goal: Goal | None = None,
     emit: str | None = None,
+    what_if: Sequence[Change] = (),
     progress: Progress = quiet,
 ) -> a.Report:
     """The best plan with its proof; `why`: what would change it, solved again; `second_goal`: the front of both.
 
-    With `emit` only plans that engine can run are looked at, and the best is written as its flags and files.
+    With `emit` only plans that engine can run are looked at, and the best is written as its flags and files. `what_if`
+    are changes of the question the asker wants to know about (`planner/what_if.py`).
     """
 
     def calibrations_of(asked: Question) -> Calibrations:
@@ -57,15 +60,17 @@ def ask_plan(
     can_run = None if emit is None else lambda plan: not refusals(emit, _planned(question, plan))
     found = refine(question, search(question, calibrations, accept=can_run), calibrations, can_run)
     if not found.plans:
-        return _without_a_plan(question, found, calibrations_of, why, progress)
+        return _without_a_plan(question, found, calibrations_of, why, progress, what_if)
     best = found.plans[0]
     limits = account.limits_of(question, best)
-    tried, others = [], []
+    tried: list[Tried[Found]] = []
+    others: list[Simulated] = []
     if why:
         progress("looking at what came close")
         others = [p for p in rivals(question, found, calibrations) if can_run is None or can_run(p)]
         progress("solving again with a little more of everything")
         tried = changes.purchases(question, found, calibrations_of)
+    tried = changes.tried(what_if, found, calibrations_of) + tried
     answer = PlanAnswer(
         asked=account.question_of(question),
         verdict="yes",
@@ -115,9 +120,11 @@ def _without_a_plan(
     calibrations_of: Callable[[Question], CalibrationSet],
     why: bool,
     progress: Progress,
+    what_if: Sequence[Change],
 ) -> a.Report:
     progress("looking for the smallest change that is enough")
-    tried = changes.relaxations(question, found, calibrations_of) if why else []
+    relaxed = changes.relaxations(question, found, calibrations_of) if why else []
+    tried = changes.tried(what_if, found, calibrations_of) + relaxed
     answer = PlanAnswer(
         asked=account.question_of(question),
         verdict="no",

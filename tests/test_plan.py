@@ -22,6 +22,7 @@ from roofplan.simulator.generation import generate
 from roofplan.simulator.memory import ledger
 from roofplan.simulator.planner import bounds, fit
 from roofplan.simulator.planner.fit import Offload
+from roofplan.simulator.planner.frames import formats
 from roofplan.simulator.planner.program import Frame, build
 from roofplan.simulator.planner.question import Goal, Limits, Pins, Question
 from roofplan.simulator.planner.search import GAP, Found, search
@@ -383,6 +384,15 @@ def test_rows_of_the_program_carry_the_names_of_their_constraints(answers: dict[
         "remade_state_has_room", "cxl_memory",
     }  # fmt: skip
     assert all(c.__doc__ for c in CONSTRAINTS)
+
+
+def test_whole_numbers_of_8_bits_are_offered_where_floats_are_not_multiplied() -> None:
+    model = zoo.bundled("llama-3.1-8b")
+    offered = {
+        gpu: {f.name for f in formats(ask(model, api.load_fleet(gpu)[0]))[0]} for gpu in ("a100-80gb", "h200", "b200")
+    }
+    assert "int8" in offered["a100-80gb"] and "int8" not in offered["h200"] | offered["b200"]
+    assert "nvfp4" in offered["b200"] and "nvfp4" not in offered["h200"]
 
 
 def test_streamed_layers_need_their_buffers() -> None:

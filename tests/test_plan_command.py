@@ -185,3 +185,32 @@ def test_nonsense_about_unlike_devices_is_one_clear_line(
     code, out, err = run(capsys, "plan", "llama-3.1-8b", *words)
     assert code == ExitCode.BAD_INPUT and out == ""
     assert err.count("\n") == 1 and said in err
+
+
+# ---- what if
+
+
+@pytest.mark.parametrize("thing", ["hbm=+24GB", "bandwidth=+500GB/s", "ram=+64GB", "link=+32GB/s", "gpus=+1"])
+def test_what_is_imagined_is_the_same_question_with_more_of_it(thing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The answer is the one of the question asked so from the start, where it can be."""
+    asked = ["plan", "qwen2.5-32b", "--prompt", "512", "--output", "64", "--no-why"]
+    (change,) = answer(capsys, *asked, "--gpu", "rtx-4090", "--ram", "32GB", "--what-if", thing)["changes"]
+    assert change["change"] == f"what if {thing}" and change["gain"] >= 0
+    same = {"ram=+64GB": ("rtx-4090", "96GB"), "gpus=+1": ("2xrtx-4090", "32GB")}.get(thing)
+    if same is not None:
+        told = answer(capsys, *asked, "--gpu", same[0], "--ram", same[1])
+        assert told["plan"]["goal"] == pytest.approx(change["goal"], rel=0.02)
+
+
+def test_what_is_imagined_away_is_worse(capsys: pytest.CaptureFixture[str]) -> None:
+    less = ("--what-if", "bandwidth=-500GB/s", "--what-if", "hbm=-10GB")
+    assert all(change["gain"] < -0.05 for change in answer(capsys, *SMALL, *less)["changes"])
+    assert "worse" in run(capsys, *SMALL, *less)[1]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["hbm", "hbm=24GB", "gpu=+1", "gpus=-1", "hbm=-1TB", "ram=+x", "link=-1TB/s", "gpus=+1.5"]
+)
+def test_what_cannot_be_imagined_is_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, *SMALL, "--what-if", wrong)
+    assert code == ExitCode.BAD_INPUT and "--what-if" in err and err.count("\n") == 1

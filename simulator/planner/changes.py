@@ -66,6 +66,13 @@ def purchases(
     return [_try(change, found.families, calibrations_of) for change in _more(question, found)]
 
 
+def tried(
+    wanted: Iterable[Change], found: Found, calibrations_of: Callable[[Question], CalibrationSet]
+) -> list[Tried[Found]]:
+    """Changes somebody thought of, each solved."""
+    return [_try(change, found.families, calibrations_of) for change in wanted]
+
+
 def _more(question: Question, found: Found) -> Iterator[Change]:
     fleet = question.fleet
     best = found.plans[0]

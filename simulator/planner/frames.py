@@ -85,7 +85,11 @@ def formats(question: Question) -> tuple[tuple[WeightFormat, ...], ...]:
         from ..workload.formats import weight_format
 
         return ((choices[0],), *((weight_format(name),) for name in GGUF_TYPES))
-    extra = (FORMATS["nvfp4"],) if question.fleet.device.computes(DType.FP4) else ()
+    device = question.fleet.device
+    extra = (FORMATS["nvfp4"],) if device.computes(DType.FP4) else ()
+    if not device.computes(DType.FP8) and device.computes(DType.INT8):
+        wide, *narrow = choices
+        return ((wide, FORMATS["int8"], *narrow, *extra),)
     return ((*choices, *extra),)
 
 

@@ -144,6 +144,8 @@ def _changes(changes: Sequence[p.PlanChange], sign: float) -> list[list[str]]:
         if change.gain is None:
             return "" if change.goal is not None else "-"
         share = sign * change.gain
+        if sign > 0 and share < 0:
+            return f"{-share:.1%} worse"
         return f"{share:,.0%}" if share >= 1 else f"{share:.1%}" if share >= 0.0005 else "nothing"
 
     return [[c.change, c.plan, gain(c), c.ask] for c in changes]
