@@ -141,7 +141,7 @@ def _refuse_with_unlike(gpus: str, others: dict[str, object]) -> None:
 
 
 def _with_sensitivities(question: "Question", path: Path) -> "Question":
-    from .simulator.quality import read_sensitivities, told_apart
+    from .simulator.sensitivities import read_sensitivities, told_apart
 
     read = read_sensitivities(path)
     read.check(question.model)

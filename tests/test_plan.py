@@ -406,7 +406,7 @@ def test_streamed_layers_need_their_buffers() -> None:
 
 
 def test_sensitive_layers_stay_wide(tmp_path: Any) -> None:
-    from roofplan.simulator.quality import read_sensitivities, told_apart
+    from roofplan.simulator.sensitivities import read_sensitivities, told_apart
 
     model = tiny(6, 4096)
     lines = [f"{layer},shell,{name},{change}" for layer in range(6) for name, change in (

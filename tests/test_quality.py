@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from roofplan.dtypes import DType
 from roofplan.errors import InputError
-from roofplan.simulator import quality
+from roofplan.simulator import quality, sensitivities
 from roofplan.simulator.quality import Part, Tier
 from roofplan.simulator.workload import zoo
 from roofplan.simulator.workload.formats import FORMATS, KV_FORMATS, WeightFormat, weight_format
@@ -163,7 +163,7 @@ HEAD = "layer,class,format,delta_log_ppl\n"
 def test_sensitivities_are_read(tmp_path: Path):
     file = tmp_path / "mine.csv"
     file.write_text(HEAD + "0,shell,q4-k-m,0.01\n0,experts,int4,-0.005\n\n,head,Q6_K,0.002\n")
-    read = quality.read_sensitivities(file)
+    read = sensitivities.read_sensitivities(file)
     assert read.of(0, Part.SHELL, weight_format("Q4_K_M")) == 0.01
     assert read.of(0, Part.EXPERTS, weight_format("int4")) == -0.005
     assert read.of(-1, Part.HEAD, weight_format("Q6_K")) == 0.002
@@ -195,18 +195,18 @@ def test_bad_sensitivities_are_refused_in_one_line(tmp_path: Path, text, said):
     file = tmp_path / "mine.csv"
     file.write_text(text)
     with pytest.raises(InputError, match=said) as caught:
-        quality.read_sensitivities(file)
+        sensitivities.read_sensitivities(file)
     assert "\n" not in str(caught.value) and "mine.csv" in str(caught.value)
 
 
 def test_what_is_no_text_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="cannot be read"):
-        quality.read_sensitivities(tmp_path / "none.csv")
+        sensitivities.read_sensitivities(tmp_path / "none.csv")
     with pytest.raises(InputError, match="cannot be read"):
-        quality.read_sensitivities(tmp_path)
+        sensitivities.read_sensitivities(tmp_path)
     (tmp_path / "latin.csv").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(InputError, match="not UTF-8"):
-        quality.read_sensitivities(tmp_path / "latin.csv")
+        sensitivities.read_sensitivities(tmp_path / "latin.csv")
 
 
 @given(st.binary(max_size=200))
@@ -214,6 +214,6 @@ def test_no_file_makes_a_traceback(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("any") / "any.csv"
     file.write_bytes(HEAD.encode() + content)
     try:
-        quality.read_sensitivities(file)
+        sensitivities.read_sensitivities(file)
     except InputError as error:
         assert "\n" not in str(error)

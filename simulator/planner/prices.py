@@ -22,11 +22,12 @@ from ..lowering.decoder import lower
 from ..memory import ALLOCATOR_SHARE, ledger
 from ..offload import StepCosts, chosen_shares, cxl_s_per_byte, held_up, link_factors, state_share
 from ..placement import Away, LayerBytes, away, layer_bytes
-from ..quality import Part, Sensitivities, layer_shares, share
+from ..quality import Part, layer_shares, share
 from ..quality import increase as quality_increase
 from ..remake import remakes, remaking, seconds_by_block
 from ..scenario import ON_DEVICE, MemoryTier, Mode, Numerics, Phase, Scenario, Sharding, Step, stage_layers
 from ..schedule import price
+from ..sensitivities import Sensitivities
 from ..speculation import drafting
 from ..workload.formats import WeightFormat
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from ...dtypes import DType
 from ...errors import InputError
 from ...hwspecs.device import Fleet
-from ..quality import Sensitivities
 from ..scenario import Engine, Extras, Scenario
+from ..sensitivities import Sensitivities
 from ..workload.formats import WeightFormat
 from ..workload.model import Model
 from .fit import Offload, Wishes, layouts_of
