@@ -39,6 +39,7 @@ class Change(NamedTuple):
     question: Question
     same_prices: bool
     nodes: tuple[Node, ...] = ()
+    may_hurt: bool = False  # more of anything helps or does nothing, and a search that ends worse ended within its gap
 
 
 class Plans(Protocol):

@@ -24,7 +24,7 @@ def imagined(text: str, question: Question) -> Change:
         raise InputError("must be a thing and how much more", key=KEY, value=text, remedy=f"hbm=+24GB; or {things}")
     sign = 1.0 if found[2] == "+" else -1.0
     changed, same_prices = THINGS[found[1]](question, sign, found[3])
-    return Change(f"what if {text.strip()}", "", changed, same_prices)
+    return Change(f"what if {text.strip()}", "", changed, same_prices, may_hurt=sign < 0)
 
 
 def _hbm(question: Question, sign: float, amount: str) -> tuple[Question, bool]:

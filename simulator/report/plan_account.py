@@ -23,7 +23,6 @@ from .account import layout_of
 TIE = 1.09
 """Plans closer than this are a tie: 80 % of the ratios between neighbouring layouts of public serving runs are met
 within 9 % (`roofplan validate --from serving`)."""
-NOISE = 0.02  # changes for the worse by less than this are the gap of a search
 BINDING = 0.02  # a limit that is used up to within this share binds
 RUNNERS_UP = 4
 UNITS = {
@@ -250,8 +249,8 @@ def change_of(question: Question, tried: Tried[Found], best: Simulated | None) -
         return no_plan(change, found.timed_out)
     plan = found.plans[0]
     gain = None if best is None else 1.0 - plan.objective / best.objective
-    if gain is not None and -NOISE < gain < 0:  # a search ends within its gap
-        gain = 0.0
+    if gain is not None and not change.may_hurt:
+        gain = max(0.0, gain)
     words = f"{plan.frame.label}, {weights_words(plan)}"
     return a.PlanChange(change.words, plan.objective, gain, words, change.flags)
 
