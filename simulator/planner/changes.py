@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from ..calibration import CalibrationSet
-from ..scenario import Where
 from .frames import Family, kv_formats
 from .nodes import Node
 from .question import Limits, Question
@@ -86,7 +85,7 @@ def _more(question: Question, found: Found) -> Iterator[Change]:
         yield Change(
             f"{(larger - fleet.host_memory_bytes) / 1e9:.0f} GB more host memory", ask, _on(question, changed), True
         )
-    if placed and any(Where.STREAMED in t.alternative.mode for t in best.taken):
+    if placed and any(t.alternative.mode.copies for t in best.taken):
         rate = fleet.host_link.bandwidth_bytes_per_s
         faster = dataclasses.replace(
             fleet.host_link, bandwidth_bytes_per_s=dataclasses.replace(rate, value=rate.value + LINK_STEP)
@@ -108,6 +107,19 @@ def _more(question: Question, found: Found) -> Iterator[Change]:
         ask = f"--gpu {count}x{fleet.device.key}"
         yield Change(f"{count} devices instead of {fleet.count}", ask, _on(question, fleet.sized(count)), False)
     yield from more_quality(question, best.log_ppl)
+    if best.scenario.extras.draft_length:
+        yield _worse_guesses(question)
+
+
+GUESSES_STEP = 0.1
+
+
+def _worse_guesses(question: Question) -> Change:
+    """What the plan is worth if the draft is right less often than was said."""
+    right = round(max(0.0, question.extras.acceptance - GUESSES_STEP), 2)
+    words = f"guesses that are right {right:.0%} of the time instead of {question.extras.acceptance:.0%}"
+    changed = dataclasses.replace(question, extras=question.extras._replace(acceptance=right))
+    return Change(words, f"--acceptance {right:.0%}", changed, False, may_hurt=True)
 
 
 def more_memory(question: Question) -> Change:

@@ -63,7 +63,8 @@ class Family(NamedTuple):
         base = self.layout.base
         copies = f"{self.replicas} x " if self.replicas > 1 else ""
         away = ", host memory" if self.placed else ""
-        guesses = f", {base.extras.draft_length} guesses a round" if base.extras.draft_length else ""
+        count = base.extras.draft_length
+        guesses = f", {count} guess{'es' * (count > 1)} a round" if count else ""
         return f"{copies}{base.sharding}, {base.numerics.kv} KV cache{away}{guesses}"
 
 

@@ -122,7 +122,8 @@ def _others(answer: p.PlanAnswer) -> list[list[str]]:
 
 def _arrangement(row: p.PlanRow) -> str:
     away = ", host memory" if row.where else ""
-    return f"{_replicas(row)}{layout(row.layout)}, {row.users} user{'s' * (row.users > 1)}{away}"
+    guesses = f", {row.draft_length} guess{'es' * (row.draft_length > 1)}" if row.draft_length else ""
+    return f"{_replicas(row)}{layout(row.layout)}, {row.users} user{'s' * (row.users > 1)}{away}{guesses}"
 
 
 def _front(answer: p.PlanAnswer) -> list[list[str]]:
