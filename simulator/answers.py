@@ -262,12 +262,14 @@ class ServeAnswer(NamedTuple):
 
     Of `in_flight` requests `running` decode at a time; `waiting` clients have no place in the KV cache. `prompt_share`
     of the steps take prompts in, and the prompts of others take `prefill_share` of the time per output token.
-    `limited_by` is `clients`, `kv cache` or `prompts`. `first_token_service` leaves out the time in a queue.
+    `limited_by` is `clients`, `kv cache` or `prompts`. `first_token_service` leaves out the time in a queue. A decode
+    step yields `tokens_per_step` for each request, more than one where a draft model guesses.
     """
 
     verdict: str
     output: int
     alike: bool
+    tokens_per_step: float
     needed: Quantity
     capacity_bytes: float
     time_per_output_token: Quantity

@@ -13,6 +13,7 @@ from ..planner.fit import MAX_USERS, Candidate, Verdict, Wishes
 from ..scenario import Scenario
 from ..schedule import Priced
 from ..serving import Load, Served
+from ..speculation import tokens_per_round
 from .account import flags_of, needed, unfit
 
 
@@ -33,12 +34,14 @@ def answer_of(
 ) -> a.ServeAnswer:
     """The steady state; `decoding` are the operators of its decode step."""
     time, parts = served.time_per_output_token, shares(decoding)
-    interference = max(0.0, 1.0 - float(served.decode_step.time_s / time.time_s))
+    each = tokens_per_round(scenario.extras)
+    interference = max(0.0, 1.0 - float(served.decode_step.time_s / (time.time_s * each)))
     limits = {"kv cache": served.cache_limited, "prompts": served.prompt_limited, "clients": True}
     return a.ServeAnswer(
         verdict=verdict.label,
         output=int(load.output),
         alike=load.alike,
+        tokens_per_step=each,
         needed=needed(ledger(scenario.but(batch=int(served.in_flight)))),
         capacity_bytes=scenario.fleet.usable_bytes(),
         time_per_output_token=quantity(time),
@@ -64,6 +67,7 @@ def refused(chosen: Candidate, load: Load, next_step: str) -> a.ServeAnswer:
         verdict=chosen.verdict.label,
         output=int(load.output),
         alike=load.alike,
+        tokens_per_step=tokens_per_round(chosen.scenario.extras),
         needed=needed(chosen.memory),
         capacity_bytes=chosen.scenario.fleet.usable_bytes(),
         time_per_output_token=unfit("s"),

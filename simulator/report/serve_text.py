@@ -35,7 +35,7 @@ def _rows(evidence: a.Evidence | None, answer: a.ServeAnswer) -> list[list[str]]
     rows = [
         ["memory per GPU", memory],
         ["time per output token", f"{span(answer.time_per_output_token)} in steady use"],
-        ["decode step alone", span(answer.decode_step)],
+        ["decode step alone", span(answer.decode_step) + _yield(answer)],
         ["output, per user", span(answer.tokens_per_s_user)],
         ["output, all users", span(answer.tokens_per_s_total)],
         ["prompt", f"{span(answer.first_token_service)} time to first token, service only (no queue)"],
@@ -47,6 +47,11 @@ def _rows(evidence: a.Evidence | None, answer: a.ServeAnswer) -> list[list[str]]
         ["what binds", answer.binds],
     ]
     return rows if evidence is None else [*rows, evidence_row("evidence", evidence)]
+
+
+def _yield(answer: a.ServeAnswer) -> str:
+    guessed = answer.tokens_per_step > 1
+    return f", the draft's guesses included: {answer.tokens_per_step:.2g} tokens a request" if guessed else ""
 
 
 def _limit(answer: a.ServeAnswer) -> str:
