@@ -138,11 +138,12 @@ def refine(
     if not len(steps):
         return found
     layout = best.frame.family.layout.base
-    tp, pp, ep, *_ = layout.sharding
+    sharding = layout.sharding
     pins = question.pins._replace(
-        tp=tp,
-        pp=pp,
-        ep=ep,
+        tp=sharding.tp,
+        pp=sharding.pp,
+        ep=sharding.ep,
+        cp=sharding.cp,
         kv=layout.numerics.kv,
         chunk=layout.engine.max_batched_tokens,
         draft_length=layout.extras.draft_length,
