@@ -236,6 +236,8 @@ def serving_kinds(base: Scenario, question: Question, running: Array) -> tuple[S
     each = tokens_per_round(base.extras)
     load = Load(running, float(question.prompt), float(question.output), per_step=each)  # type: ignore[arg-type]
     steps = steps_of(base, load, running)
+    # Beside prompts the number that decodes is a mean, and no lucky multiple of what a kernel likes (`costs/gemm.py`).
+    taking = steps_of(base, load, np.where(running > 1, running * (1.0 - 1e-9), running)).taking
     share = np.broadcast_to(steps.share, running.shape) / each
     alone = 1.0 / each - share if base.engine.mixes_prefill else np.ones_like(share) / each
     cycles, one = np.minimum(running, base.sharding.pp), np.ones_like(running)
@@ -243,7 +245,7 @@ def serving_kinds(base: Scenario, question: Question, running: Array) -> tuple[S
     pieces = np.broadcast_to(steps.pieces, running.shape).astype(float)
     kinds = [
         StepKind(steps.decode, alone, alone, none, cycles),
-        StepKind(steps.taking, share, share, none, cycles),
+        StepKind(taking, share, share, none, cycles),
     ]
     if question.goal.value == "latency" or question.limits.first_s is not None:  # else nobody asks when it begins
         kinds.append(StepKind(steps.own, none, none, pieces, one))

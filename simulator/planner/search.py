@@ -47,6 +47,7 @@ class Simulated(NamedTuple):
     of_all: Estimate
     objective: float
     log_ppl: float
+    shortfall: float = 1.0  # the goal's value over that of the program with the same layers
 
 
 class Found(NamedTuple):
@@ -84,6 +85,9 @@ def search(
 
     `families` may hand in a domain that is priced already, `users` leaves those frames that have so many in all,
     `accept` refuses plans (those an engine cannot run, say), and only plans `below` a value of the goal are wanted.
+
+    Programs price all users decoding. A few less, as the simulator finds them, may fall on a better tile of a kernel:
+    the bound is lowered by the most that any plan looked at is below its program.
     """
     started = time.monotonic()
     found = tuple(domain(question, calibrations)) if families is None else families
@@ -96,7 +100,7 @@ def search(
     queue.sort(key=lambda frame: frame[0] * (1.0 + gap * _intricate(found[frame[1]])))
     left = np.minimum.accumulate(np.array([bound for bound, _, _ in queue])[::-1])[::-1]
     plans: list[Simulated] = []
-    best, least, solved, timed_out = below, np.inf, 0, False
+    best, least, held, solved, timed_out = below, np.inf, 1.0, 0, False
     for (bound, i, at), all_left in zip(queue, left, strict=True):
         late = time.monotonic() - started > seconds
         if late or all_left >= best * (1.0 - gap):
@@ -108,12 +112,15 @@ def search(
         simulated, proved = look_at(question, Frame(found[i], at), calibrations, best * (1.0 - gap))
         solved += 1
         least = min(least, proved)
+        if simulated is not None:
+            held = min(held, simulated.shortfall)
         if simulated is not None and (accept is None or accept(simulated)):
             plans.append(simulated)
             best = min(best, simulated.objective)
     plans = sorted(plans, key=lambda p: p.objective)[:KEPT]
     elapsed = time.monotonic() - started
-    return Found(tuple(plans), min(least, best), len(frames), solved, found, tuple(queue), elapsed, timed_out)
+    bound = min(least * held, best)
+    return Found(tuple(plans), bound, len(frames), solved, found, tuple(queue), elapsed, timed_out)
 
 
 def _intricate(family: Family) -> int:
@@ -203,6 +210,7 @@ def look_at(
         if answer.outcome is Outcome.INFEASIBLE:
             return None, proved
         simulated = simulate(question, frame, answer.assignment, calibrations)
+        simulated = simulated._replace(shortfall=simulated.objective / answer.objective)
         over = _taken_of(question, simulated)
         if max(over) <= 1.0:
             return _begun_earlier(question, frame, answer, simulated, calibrations, better_than), proved
