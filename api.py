@@ -437,7 +437,7 @@ def ask_serve(
     from .simulator.report import serve_account
     from .simulator.serving import operators_of, serve
 
-    wishes, load = wishes or Wishes(), serve_account.load_of(scenario, alike)
+    wishes, load = serve_account.wishes_of(scenario, wishes or Wishes()), serve_account.load_of(scenario, alike)
     chosen = fit.choose(scenario, wishes, calibrations).candidate
     if chosen.verdict is Verdict.NO:
         chosen = fit.choose(scenario.but(batch=1), wishes, calibrations).candidate

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .simulator.planner.fit import Wishes
     from .simulator.planner.passes import Wish
     from .simulator.scenario import Engine, Extras, Scenario
+    from .simulator.workload.model import Model as Decoder
     from .simulator.workload.pipelines import Size
 
 EXIT_CODES = (
@@ -196,9 +197,8 @@ class Asked:
         away = None if self.offload is None else offload(self.offload)
         return Wishes(weights, kv, self.tp, self.pp, self.ep, away, self.cp)
 
-    def extras(self) -> "Extras":
+    def extras(self, length_needed: bool = True) -> "Extras":
         """What keeps memory beside the model."""
-        from . import api
         from .simulator.scenario import Extras
 
         def number(text: str | None, key: str) -> int:
@@ -208,13 +208,15 @@ class Asked:
             number(self.shared_prefix, "--shared-prefix"),
             number(self.adapters, "--adapters"),
             parse_count(self.adapter_rank, "--adapter-rank"),
-            None if self.draft is None else api.load_model(self.draft),
+            None if self.draft is None else _draft(self.draft),
             self.draft_length or 0,
-            self._acceptance(),
+            self._acceptance(length_needed),
         )
 
-    def _acceptance(self) -> float:
+    def _acceptance(self, needs_length: bool) -> float:
         """How often guesses are right; needed wherever they are priced."""
+        if self.draft_length and self.draft is None:
+            raise InputError("needs a model that guesses", key="--draft-length", remedy="name one with --draft")
         if self.acceptance is None:
             if self.draft_length:
                 remedy = "say how often a guess is right: --acceptance 70%"
@@ -222,7 +224,12 @@ class Asked:
             return 0.0
         if self.draft is None:
             raise InputError("needs a model that guesses", key="--acceptance", remedy="name one with --draft")
-        return parse_share(self.acceptance, "--acceptance")
+        if needs_length and self.draft_length is None:
+            raise InputError("needs how many tokens are guessed", key="--acceptance", remedy="--draft-length 4")
+        share = parse_share(self.acceptance, "--acceptance")
+        if share > 1:
+            raise InputError("must be 0% to 100%", key="--acceptance", value=self.acceptance, remedy="such as 70%")
+        return share
 
     def profile(self, device: "Device | None" = None, is_gguf: bool = False) -> "Engine":
         """The profile of the serving engine (the usual one where none is named) with the asker's own knobs."""
@@ -289,6 +296,16 @@ class Asked:
         calibrations = api.load_calibrations(fleet, self.calibration, engine.name)
         scenario = api.make_scenario(loaded, fleet, engine=engine, **load._asdict()).but(extras=self.extras())
         return scenario, wishes, calibrations, notes
+
+
+def _draft(name: str) -> "Decoder":
+    """The model of --draft; what is wrong with it is told of that option."""
+    from . import api
+
+    try:
+        return api.load_model(name)
+    except InputError as error:
+        raise InputError(error.problem, key="--draft", value=name, remedy=error.remedy) from None
 
 
 def asking(command: Callable[..., None], without: tuple[str, ...] = ()) -> Callable[..., None]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -18,6 +18,7 @@ from .units import parse_bytes, parse_count, parse_share
 if TYPE_CHECKING:
     from .simulator.answers import Report
     from .simulator.planner.question import Goal, Limits, Question
+    from .simulator.workload.model import Model as ModelOf
 
 DEFAULT_PPL = "3%"
 
@@ -96,18 +97,26 @@ def register(
         check_plot(plot)
         goals = goals_of(goal)
         limits = limits_of(tpot_ms, ttft_service_ms, max_ppl_increase, max_gpus, max_power, max_cost)
-        per_hour = None if price is None else price_of(price)
+        paid = None if price is None else price_of(price)
+        check_money(paid, max_cost)
         if gpus is not None or link is not None:
             if gpus is None:
                 raise InputError("joins unlike devices, which --gpus names", key="--link", value=link)
-            others = {"--gpu": gpu, "--emit": emit, "--cxl": cxl, "--draft": asked.draft}
-            _refuse_with_unlike(gpus, {**others, "--what-if": what_if[0] if what_if else None})
+            others: dict[str, object] = {"--gpu": gpu, "--emit": emit, "--cxl": cxl, "--draft": asked.draft}
+            others |= {"--price": price, "--sensitivity": sensitivity, "--shared-prefix": asked.shared_prefix}
+            _refuse_with_unlike(gpus, others | {"--what-if": what_if[0] if what_if else None})
+            if network is not None and ";" not in gpus:
+                remedy = "name them after a ; in --gpus"
+                raise InputError("joins machines, and there is one", key="--network", value=network, remedy=remedy)
             if len(goals) > 1:
                 raise InputError("goes without a second goal", key="--gpus", value=gpus)
             _unlike(
                 model, asked, gpus, link, network, prompt, output, goals[0], limits, clients, why, answer, json, plot
             )
             return
+        if network is not None:
+            remedy = "name machines with --gpus"
+            raise InputError("joins the machines of --gpus", key="--network", value=network, remedy=remedy)
         from . import plans
         from .hwspecs.load import with_cxl
         from .simulator.planner.what_if import imagined
@@ -117,7 +126,8 @@ def register(
         from .simulator.report.progress import Doing
 
         nodes, fleet_name = nodes_of(gpu)
-        question = question_of(model, asked, fleet_name, nodes, prompt, output, goals[0], limits, per_hour, clients)
+        question = question_of(model, asked, fleet_name, nodes, prompt, output, goals[0], limits, paid, clients)
+        _refuse_without_a_host(question, {"--cxl": cxl, "--nvme": asked.nvme})
         question = dataclasses.replace(question, fleet=with_cxl(question.fleet, cxl))
         if sensitivity is not None:
             question = _with_sensitivities(question, sensitivity)
@@ -138,6 +148,14 @@ def _refuse_with_unlike(gpus: str, others: dict[str, object]) -> None:
     for key, value in others.items():
         if value is not None:
             raise InputError("does not go with unlike devices (--gpus)", key=key, value=str(value), remedy="drop it")
+
+
+def _refuse_without_a_host(question: "Question", others: dict[str, str | None]) -> None:
+    """Drives and memory behind CXL hold what host memory does not: how much there is of it must be known."""
+    for key, value in others.items():
+        if value is not None and question.fleet.host_memory_bytes is None:
+            remedy = "say how much there is: --ram 64GB"
+            raise InputError("stands behind host memory", key=key, value=value, remedy=remedy)
 
 
 def _with_sensitivities(question: "Question", path: Path) -> "Question":
@@ -205,7 +223,7 @@ def question_of(
     output: str,
     goal: "Goal",
     limits: "Limits",
-    per_hour: float | None,
+    paid: "Price | None",
     clients: int | None,
 ) -> "Question":
     """The whole question, everything checked before anything is computed."""
@@ -223,10 +241,15 @@ def question_of(
     pins = Pins(
         wishes.weights, wishes.kv, wishes.tp, wishes.pp, wishes.ep, clients, chunk, wishes.offload, length, wishes.cp
     )
-    extras = asked.extras()
-    if extras.draft is not None and asked.acceptance is None:
-        remedy = "say how often its guesses are right: --acceptance 70%"
-        raise InputError("is needed with --draft", key="--acceptance", remedy=remedy)
+    extras = asked.extras(length_needed=False)  # the plan decides
+    if extras.draft is not None:
+        if asked.acceptance is None:
+            remedy = "say how often its guesses are right: --acceptance 70%"
+            raise InputError("is needed with --draft", key="--acceptance", remedy=remedy)
+        check_vocabulary(loaded, extras.draft)
+    if paid is not None and paid.device not in ("", fleet.device.key):
+        remedy = f"write {fleet.device.key}=3.5USD/h"
+        raise InputError("prices a device that is not asked about", key="--price", value=paid.device, remedy=remedy)
     return Question(
         model=loaded,
         fleet=fleet,
@@ -237,9 +260,20 @@ def question_of(
         pins=pins,
         engine=asked.profile(fleet.device, is_gguf),
         nodes=nodes,
-        price_per_hour=per_hour,
+        price_per_hour=None if paid is None else paid.per_hour,
+        currency="" if paid is None else paid.currency,
         extras=extras,
     )
+
+
+VOCABULARY_SHARE = 0.02  # tables are padded to multiples: Qwen2.5 has 151,936 rows or 152,064
+
+
+def check_vocabulary(model: "ModelOf", draft: "ModelOf") -> None:
+    """Refuse a draft of other tokens: engines check its guesses number by number."""
+    if abs(draft.vocab / model.vocab - 1) > VOCABULARY_SHARE:
+        problem = f"has a vocabulary of {draft.vocab:,} tokens, {model.name} of {model.vocab:,}"
+        raise InputError(problem, key="--draft", value=draft.name, remedy="name a smaller model of the same family")
 
 
 def goals_of(text: str) -> "list[Goal]":
@@ -273,7 +307,7 @@ def limits_of(
         None if ppl.strip().lower() == "any" else math.log1p(parse_share(ppl, "--max-ppl-increase")),
         devices,
         None if power is None else _watts(power),
-        None if cost is None else _money(cost, "--max-cost"),
+        None if cost is None else _money(cost, "--max-cost").per_hour,
     )
 
 
@@ -290,13 +324,32 @@ def _watts(text: str) -> float:
     return float(found[1]) * (1e3 if found[2].lower() == "kw" else 1.0)
 
 
-def _money(text: str, key: str) -> float:
+class Price(NamedTuple):
+    """Money an hour, of a device where one was named."""
+
+    per_hour: float
+    currency: str
+    device: str = ""
+
+
+def _money(text: str, key: str) -> Price:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z$€]{1,3})\s*/\s*h(?:our)?\s*", text)
     if found is None or float(found[1]) <= 0:
         raise InputError("must be money an hour", key=key, value=text, remedy="write 3.5USD/h")
-    return float(found[1])
+    return Price(float(found[1]), found[2].upper())
 
 
-def price_of(text: str) -> float:
+def price_of(text: str) -> Price:
     """The money of `h200=3.5USD/h`, or of `3.5USD/h`."""
-    return _money(text.rpartition("=")[2], "--price")
+    device, _, money = text.rpartition("=")
+    return _money(money, "--price")._replace(device=device.strip().lower())
+
+
+def check_money(paid: Price | None, most: str | None) -> None:
+    """Refuse a limit of money without a price, or in another currency."""
+    if most is None:
+        return
+    if paid is None:
+        raise InputError("needs the price of a device", key="--max-cost", value=most, remedy="--price 3.5USD/h")
+    if _money(most, "--max-cost").currency != paid.currency:
+        raise InputError("must be in the currency of --price", key="--max-cost", value=most, remedy=paid.currency)

@@ -9,13 +9,14 @@ import numpy as np
 
 from . import api
 from .calibrate.transfer import Calibrations
+from .errors import InputError
 from .simulator import answers as a
 from .simulator.calibration import CalibrationSet
 from .simulator.offload import StepCosts, step_time
 from .simulator.plan_answers import PlanAnswer, PlanLayers, PlanRow
 from .simulator.planner import changes
 from .simulator.planner.changes import Change, Tried
-from .simulator.planner.export import PREFETCH_DEPTHS, Planned, refusals
+from .simulator.planner.export import ENGINES, PREFETCH_DEPTHS, Decision, Planned, demand, refusals
 from .simulator.planner.export import emit as emit_for
 from .simulator.planner.nodes import Node
 from .simulator.planner.question import Goal, Question
@@ -23,8 +24,9 @@ from .simulator.planner.search import Found, Simulated, refine, rivals, search
 from .simulator.report import plan_account as account
 from .simulator.report.account import evidence_of
 from .simulator.report.contract import envelope
-from .simulator.scenario import Phase, Scenario, Step
+from .simulator.scenario import Extras, Phase, Scenario, Step
 from .simulator.serving import Load, operators_of, serve
+from .simulator.workload.model import Experts, Model
 
 Progress = Callable[[str], None]
 
@@ -53,16 +55,26 @@ def ask_plan(
         return api.load_calibrations(asked.fleet, calibration, asked.engine.name)
 
     if emit is not None:
+        if question.extras.draft is not None and question.pins.draft_length != 0:
+            guesses = question.extras._replace(draft_length=question.pins.draft_length or 1)
+            demand(emit, Decision.DRAFT, Planned(question.scenario(extras=guesses)))
+        demand(emit, Decision.DEVICE, Planned(question.scenario(extras=Extras())))
         engine = dataclasses.replace(question.engine, prefetch_depths=PREFETCH_DEPTHS)
         question = dataclasses.replace(question, engine=engine)
     calibrations = calibrations_of(question)
     progress("looking at every layout and precision")
     can_run = None if emit is None else lambda plan: not refusals(emit, _planned(question, plan))
     found = refine(question, search(question, calibrations, accept=can_run), calibrations, can_run)
+    if not found.frames and question.usable_devices():
+        pinned = {f"--{name}": getattr(question.pins, name) for name in ("tp", "pp", "ep", "cp")}
+        key, value = next(((k, v) for k, v in pinned.items() if v is not None), ("--gpu", question.fleet.label))
+        problem = f"leaves no layout of {question.model.name} on {question.usable_devices()} devices"
+        raise InputError(problem, key=key, value=value, remedy="drop it")
     if not found.plans:
         return _without_a_plan(question, found, calibrations_of, why, progress, what_if)
     best = found.plans[0]
     limits = account.limits_of(question, best)
+    engines = [engine for engine in ENGINES if not refusals(engine, _planned(question, best))]
     tried: list[Tried[Found]] = []
     others: list[Simulated] = []
     if why:
@@ -74,7 +86,7 @@ def ask_plan(
     answer = PlanAnswer(
         asked=account.question_of(question),
         verdict="yes",
-        words=account.words_of(question, best, others, limits),
+        words=(*account.words_of(question, best, others, limits), *_told(emit, engines)),
         plan=account.row_of(question, best),
         layers=_layers(best),
         limits=limits,
@@ -87,7 +99,7 @@ def ask_plan(
         front=() if second_goal is None else _front(question, second_goal, found, calibrations),
         emitted=() if emit is None else _emitted(question, best, emit),
         refute=account.refute(question, best.frame.users, best.pace),
-        next_step=_next(question, best),
+        next_step=_next(question, best, emit, engines),
     )
     return envelope(answer, None, _evidence(question, best, calibrations), question.model.warnings)
 
@@ -154,7 +166,7 @@ def _layers(plan: Simulated) -> tuple[PlanLayers, ...]:
             blocks[t.block].name,
             t.layers,
             t.alternative.shell.name,
-            t.alternative.experts.name,
+            (t.alternative.experts if isinstance(blocks[t.block].ffn, Experts) else t.alternative.shell).name,
             t.alternative.mode.name,
             t.alternative.cached,
             t.alternative.tier.value,
@@ -213,21 +225,54 @@ def _emitted(question: Question, plan: Simulated, engine: str) -> tuple[str, ...
     return (*made.lines, *files, f"measure it: {made.benchmark}", *made.notes)
 
 
-def _next(question: Question, plan: Simulated) -> str:
-    scenario, name = plan.scenario, question.model.name
-    if plan.frame.family.placed:
-        ram = (question.fleet.host_memory_bytes or 0.0) / 1e9
-        asked = f"--gpu {question.fleet.label} --ram {ram:.0f}GB --context {question.context}"
-        return f"roofplan fits {name} {asked}   (what one user sees)"
-    weights = scenario.numerics.weights.name
-    stored = len(plan.taken) > 1 or weights == question.model.native.name
+def _next(question: Question, plan: Simulated, emitted: str | None, engines: Sequence[str]) -> str:
+    """The command that shows more: the server of a plan it can be told, else the plan's own flags or picture."""
+    asked = account.question_of(question)
+    scenario, weights = plan.scenario, plan.scenario.numerics.weights.name
+    if not plan.frame.family.placed and not scenario.model.layer_formats:
+        words = [
+            f"roofplan serve {_name(question.model)} {_where(question, scenario.sharding.devices)}",
+            f"--clients {plan.frame.users:.0f} --prompt {question.prompt} --output {question.output}",
+            f"--tp {scenario.sharding.tp} --pp {scenario.sharding.pp} --kv {scenario.numerics.kv}",
+            *_guessing(scenario),
+            *([f"--ep {scenario.sharding.ep}"] if scenario.sharding.ep > 1 else []),
+            *([f"--cp {scenario.sharding.cp}"] if scenario.sharding.cp > 1 else []),
+            *([] if weights == question.model.native.name else [f"--weights {weights}"]),
+        ]
+        return f"{' '.join(words)}   (one replica, step by step)"
+    extras = question.extras
     words = [
-        f"roofplan serve {name} --gpu {question.fleet.sized(scenario.sharding.devices).label}",
-        f"--clients {plan.frame.users:.0f} --prompt {question.prompt} --output {question.output}",
-        f"--tp {scenario.sharding.tp} --pp {scenario.sharding.pp} --kv {scenario.numerics.kv}",
-        *_guessing(scenario),
-        *([f"--ep {scenario.sharding.ep}"] if scenario.sharding.ep > 1 else []),
-        *([f"--cp {scenario.sharding.cp}"] if scenario.sharding.cp > 1 else []),
-        *([] if stored else [f"--weights {weights}"]),
+        f"roofplan plan {_name(question.model)} {_where(question, question.fleet.count)}",
+        f"--prompt {question.prompt} --output {question.output} --goal {question.goal}",
+        *asked.limits,
+        *asked.pinned,
+        *([f"--draft {_name(extras.draft)} --acceptance {extras.acceptance:.0%}"] if extras.draft is not None else []),
     ]
-    return f"{' '.join(words)}   (one replica, step by step)"
+    if emitted is None and engines:
+        return f"{' '.join(words)} --emit {engines[0]}   (the command that starts it)"
+    return f"{' '.join(words)} --plot plan.png   (what takes the room and the time)"
+
+
+def _told(emitted: str | None, engines: Sequence[str]) -> tuple[str, ...]:
+    """Which engines can be told the plan, where none was asked for."""
+    if emitted is not None:
+        return ()
+    if engines:
+        return (f"engines that can be told to run it: {', '.join(engines)} (--emit)",)
+    return ("no engine here can be told to run all of it: --emit ENGINE keeps to what one can",)
+
+
+def _name(model: Model) -> str:
+    return model.name if model.origin == "bundled" else model.origin
+
+
+def _where(question: Question, devices: int) -> str:
+    """The words that name the hardware and the engine again, for so many devices of a node."""
+    fleet, engine = question.fleet, question.engine
+    nodes = f"{question.nodes}x" if question.nodes > 1 and devices == fleet.count else ""
+    words = [f"--gpu {nodes}{fleet.sized(devices).label}"]
+    if fleet.memory_bytes is not None:
+        words.append(f"--vram {fleet.memory_bytes / 2**30:g}GiB")
+    elif fleet.host_memory_bytes is not None and devices == fleet.count and not fleet.device.unified_memory:
+        words.append(f"--ram {fleet.host_memory_bytes / 1e9:g}GB")
+    return " ".join([*words, f"--engine {engine.label}"])

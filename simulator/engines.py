@@ -54,7 +54,7 @@ PROFILES: Mapping[str, Engine] = MappingProxyType(
         "trtllm": Engine(name="trtllm", max_batched_tokens=8192, mixes_prefill=True, chunks_prefill=False),
         # llama.cpp computes 512 tokens at a time (-ub), keeps the token table on the host and room for the logits of
         # all of them, pads the cache to 256 tokens; -ngl, --n-cpu-moe and --no-kv-offload leave layers, experts, KV on
-        # the host. Its own --fit leaves 1 GiB free.
+        # the host. Its own --fit leaves 1 GiB free. Devices copy from each other, without communicators.
         "llama.cpp": Engine(
             name="llama.cpp",
             memory_utilization=0.95,
@@ -64,6 +64,7 @@ PROFILES: Mapping[str, Engine] = MappingProxyType(
             embeds_on_host=True,
             logits_for_all=True,
             offloads=(LAYERS_HOST, EXPERTS_HOST, KV_HOST),
+            communicators=False,
         ),
         # KTransformers computes the routed experts on the host, everything else on the device; with USE_NUMA each of
         # two sockets has a copy of them (its README).

@@ -208,7 +208,7 @@ def ledger(scenario: Scenario, activation: tuple[Array, Array] | None = None) ->
     entries += allocated_beside(device, column + kv + activations + away.staging)
     if scenario.engine.graphs:
         entries.append(ranged(TensorClass.GRAPHS, GRAPHS_EXPERTS if scenario.model.has_experts else GRAPHS_DENSE))
-    if scenario.sharding.devices > 1:
+    if scenario.sharding.devices > 1 and scenario.engine.communicators:
         entries.append(ranged(TensorClass.COMMUNICATORS, _group(scenario)))
     return Ledger((*entries, context_entry(device, column)))
 

@@ -23,6 +23,7 @@ class PlanQuestion(NamedTuple):
     memory_utilization: float
     limits: tuple[str, ...]
     pinned: tuple[str, ...]
+    currency: str
 
 
 class PlanLayers(NamedTuple):

@@ -182,7 +182,8 @@ class Engine:
     once for all of them; `drive_beside` reads the drive beside computing and may keep the KV cache there; attention on
     the host moves the cache `host_attention_passes` times; the parts of a layer in `pageable` (an index into
     `layer_parts.PARTS`) are copied from memory that is not pinned; `prefetch_depths` are how many copied layers before
-    theirs copies may begin (0: never ahead); `cuts_layers`: what leaves the device is a part of every layer, all alike.
+    theirs copies may begin (0: never ahead); `communicators`: devices speak through a library's, which take memory;
+    `cuts_layers`: what leaves the device is a part of every layer, all alike.
     `staging_blocks`: what is not pinned is staged by the thread that launches kernels, before it launches the next. It
     widens 4-bit numbers in memory before it uses them (`unpacks_in_memory`), weights for each of the `small_batches`
     that a block computes in.
@@ -210,6 +211,7 @@ class Engine:
     host_attention_passes: float = 1.0
     pageable: tuple[int, ...] = ()
     prefetch_depths: tuple[int, ...] = (0, 1, 2, 4)
+    communicators: bool = True
     cuts_layers: bool = False
     staging_blocks: bool = False
     unpacks_in_memory: bool = False

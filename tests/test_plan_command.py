@@ -176,7 +176,8 @@ def test_unlike_devices_are_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFix
         (["--gpus", "rtx-3090", "--link", "pcie9"], "unknown link"),
         (["--gpus", "rtx-3090", "--gpu", "h200"], "--gpus"),
         (["--link", "pcie4x8"], "--gpus"),
-        (["--gpus", "rtx-3090", "--goal", "cost", "--price", "1USD/h"], "goal"),
+        (["--gpus", "rtx-3090", "--goal", "cost", "--price", "1USD/h"], "--price"),
+            (["--gpus", "rtx-3090", "--goal", "energy"], "goal"),
     ],
 )  # fmt: skip
 def test_nonsense_about_unlike_devices_is_one_clear_line(
@@ -214,3 +215,92 @@ def test_what_is_imagined_away_is_worse(capsys: pytest.CaptureFixture[str]) -> N
 def test_what_cannot_be_imagined_is_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, *SMALL, "--what-if", wrong)
     assert code == ExitCode.BAD_INPUT and "--what-if" in err and err.count("\n") == 1
+
+
+# ---- what does not go together
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max-cost", "3USD/h"], "--price"),
+        (["--max-cost", "3EUR/h", "--price", "2USD/h"], "currency"),
+        (["--price", "h200=3USD/h", "--goal", "cost"], "rtx-4090=3.5USD/h"),
+        (["--cxl", "256GB"], "--ram"),
+        (["--nvme", "7GB/s"], "--ram"),
+        (["--network", "wifi-5"], "--gpus"),
+        (["--tp", "3"], "--tp"),
+        (["--draft", "qwen3-0.6b", "--acceptance", "70%"], "vocabulary"),
+        (["--draft", "nope", "--acceptance", "70%"], "--draft"),
+        (["--draft", "llama-3.2-1b", "--acceptance", "170%"], "100%"),
+        (["--draft", "llama-3.2-1b", "--acceptance", "70%", "--emit", "vllm"], "sglang"),
+        (["--emit", "trtllm", "--gpu", "mi300x"], "no kernels"),
+        (["--emit", "vllm", "--gpu", "m2-max-64gb"], "no kernels"),
+        (["--gpus", "rtx-3090,rtx-4090", "--sensitivity", "none.csv"], "--sensitivity"),
+        (["--gpus", "rtx-3090,rtx-4090", "--network", "wifi-5"], "--network"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_one_clear_line(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = [] if {"--gpu", "--gpus"} & set(words) else ["--gpu", "rtx-4090"]
+    code, out, err = run(capsys, "plan", "llama-3.1-8b", *gpu, "--no-why", *words)
+    assert code == ExitCode.BAD_INPUT and out == ""
+    assert err.count("\n") == 1 and said in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tpot-ms", "0.001"], "a token takes at least"),
+        (["--ttft-service-ms", "1"], "the first token takes at least"),
+        (["--max-power", "100W"], "not one device"),
+        (["--vram", "5GB", "--bandwidth", "1TB/s"], "the narrowest layers"),
+    ],
+)
+def test_a_no_names_the_limit_that_keeps_it(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu = [] if "--vram" in words else ["--gpu", "rtx-4090"]
+    code, out, _ = run(capsys, "plan", "llama-3.1-8b", *gpu, "--prompt", "512", "--output", "64", "--no-why", *words)
+    assert code == ExitCode.NO and said in out
+
+
+def test_the_next_command_is_the_plan_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """The server of a plan in one format has its pace; a mixed plan names the command that writes it."""
+    told = answer(capsys, "plan", "qwen3-32b", "--gpu", "2xl40s", "--prompt", "512", "--output", "64", "--no-why",
+                  "--weights", "fp8")  # fmt: skip
+    words = told["next_step"].removeprefix("roofplan ").split("   (")[0].split()
+    assert words[0] == "serve" and "--weights" in words and "--engine" in words
+    _, out, _ = run(capsys, *words, "--json")
+    served = json.loads(out)["answer"]
+    replicas = told["plan"]["replicas"]
+    assert served["tokens_per_s_total"]["value"] * replicas == pytest.approx(
+        told["plan"]["tokens_per_s_total"]["value"], rel=1e-3
+    )
+    mixed = answer(capsys, "plan", "llama-3.1-8b", "--gpu", "rtx-4090", "--goal", "latency", "--no-why")
+    assert len({layer["weights"] for layer in mixed["layers"]}) > 1 and "--emit" in mixed["next_step"]
+
+
+def test_serving_leaves_everything_on_the_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "llama-3.1-70b",
+        "--gpu",
+        "rtx-4090",
+        "--ram",
+        "128GB",
+        "--clients",
+        "1",
+        "--prompt",
+        "1k",
+        "--output",
+        "64",
+    ]
+    code, out, _ = run(capsys, "serve", *words)
+    assert code == ExitCode.NO and "surely" not in out
+    code, _, err = run(capsys, "serve", *words, "--offload", "layers")
+    assert code == ExitCode.BAD_INPUT and "roofplan plan" in err
+
+
+def test_stages_are_even_where_that_is_as_good(capsys: pytest.CaptureFixture[str]) -> None:
+    told = answer(capsys, "plan", "qwen3-32b", "--gpu", "2xrtx-4090", "--engine", "llama.cpp", "--weights", "q4_k_m",
+                  "--kv", "int8", "--tp", "1", "--pp", "2", "--goal", "latency", "--no-why")  # fmt: skip
+    assert [layer["layers"] for layer in told["layers"]] == [32, 32]

@@ -7,7 +7,9 @@ prices counts; a frame whose bound is above a plan already found needs no progra
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,14 +33,8 @@ def first_bounds(question: Question, family: Family) -> Array:
         return np.full(layout.users, np.inf)
     counts = np.array(layout.counts, float)
     goal = np.stack([Frame(family, at).weights_of(question) for at in range(layout.users)], axis=1)
-    stages = layout.base.sharding.pp
-    passes = np.stack([np.maximum(1.0, kind.cycles / stages) for kind in layout.kinds])
-    overhead = layout.base.engine.step_overhead_s
-    outside = np.stack([layout.outside(k).sum(axis=0) + overhead for k in range(len(layout.kinds))])
-    fastest = _through([_cost(family, k, 1.0, 0.0) for k in range(len(layout.kinds))], counts)
-    times = (fastest + outside) * passes
-    pace = sum(kind.pace * t for kind, t in zip(layout.kinds, times, strict=True))
-    first = sum(kind.first * t for kind, t in zip(layout.kinds, times, strict=True))
+    outside, passes, times = _least_times(family)
+    pace, first = (_weighted(family, name, times) for name in ("pace", "first"))
     if limits.pace_s is not None:
         possible = np.asarray(possible & (pace <= limits.pace_s * 1.02))
     if limits.first_s is not None:
@@ -47,6 +43,44 @@ def first_bounds(question: Question, family: Family) -> Array:
     for values in _lagrangian(question, family, goal * passes, outside, counts, best):
         best = np.maximum(best, values)
     return np.where(possible, best, np.inf)
+
+
+def _least_times(family: Family) -> tuple[Array, Array, Array]:
+    """Of each kind of step, (kinds, users): seconds outside the layers, passes of the pipeline, seconds at least."""
+    layout = family.layout
+    stages, overhead = layout.base.sharding.pp, layout.base.engine.step_overhead_s
+    passes = np.stack([np.maximum(1.0, kind.cycles / stages) for kind in layout.kinds])
+    outside = np.stack([layout.outside(k).sum(axis=0) + overhead for k in range(len(layout.kinds))])
+    fastest = _through([_cost(family, k, 1.0, 0.0) for k in range(len(layout.kinds))], np.array(layout.counts, float))
+    return outside, passes, (fastest + outside) * passes
+
+
+def _weighted(family: Family, name: str, times: Array) -> Array:
+    """Seconds of all kinds of steps as they count for a time that is limited, (users,)."""
+    return np.asarray(sum(getattr(kind, name) * t for kind, t in zip(family.layout.kinds, times, strict=True)))
+
+
+class Least(NamedTuple):
+    """What a domain could do at best: frames whose layers fit and keep the quality, and of those the least time per
+    output token and to the first one (infinite: none fits)."""
+
+    frames: int
+    pace_s: float
+    first_s: float
+
+
+def least(question: Question, families: Iterable[Family]) -> Least:
+    """What keeps a question from having a plan: how many frames memory and quality leave, and how fast those are."""
+    frames, pace_s, first_s = 0, float("inf"), float("inf")
+    for family in families:
+        possible = _may_fit(question, family)
+        if not possible.any():
+            continue
+        times = _least_times(family)[2]
+        pace, first = (np.where(possible, _weighted(family, name, times), np.inf) for name in ("pace", "first"))
+        frames += int(possible.sum())
+        pace_s, first_s = min(pace_s, float(pace.min())), min(first_s, float(first.min()))
+    return Least(frames, pace_s, first_s)
 
 
 def _through(costs: list[Array], counts: Array) -> Array:

@@ -15,7 +15,7 @@ from ..calibration import CalibrationSet
 from .frames import Family, kv_formats
 from .nodes import Node
 from .question import Limits, Question
-from .search import Found, search
+from .search import Found, refine, search
 
 GIB = 2.0**30
 STEPS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -192,7 +192,8 @@ def _try(
     change: Change, known: tuple[Family, ...], calibrations_of: Callable[[Question], CalibrationSet]
 ) -> Tried[Found]:
     families = known if change.same_prices else None
-    return Tried(change, search(change.question, calibrations_of(change.question), families=families, seconds=SECONDS))
+    asked, calibrations = change.question, calibrations_of(change.question)
+    return Tried(change, refine(asked, search(asked, calibrations, families=families, seconds=SECONDS), calibrations))
 
 
 def _on(question: Question, fleet: object) -> Question:

@@ -43,6 +43,7 @@ from .prices import Alternative, Layout, StepKind, combinations
 from .question import Question
 
 ROOMY_BYTES = 70 * 2**30  # from here on vLLM's servers take 8192 tokens a step by default (vllm/engine/arg_utils.py)
+FILLING = 8  # rounds until the steps of a load that is all prompts are just full of them
 SMALL_CHUNK = 2048  # tokens of a prompt step, vLLM's default where latency counts more
 MOST_PLACED = 2  # devices of a layout that is placed although its devices hold the model
 CACHED = (0.0, 0.25, 0.5, 0.75)  # shares of a layer's experts kept on the device where the rest is fetched
@@ -235,17 +236,21 @@ def serving_kinds(base: Scenario, question: Question, running: Array) -> tuple[S
     """The steps of continuous batching (`serving.py`) with all clients running."""
     each = tokens_per_round(base.extras)
     load = Load(running, float(question.prompt), float(question.output), per_step=each)  # type: ignore[arg-type]
+    # Where steps are full of prompts no more requests decode than steps have room for the prompts that follow them.
+    clients = running
+    for _ in range(FILLING):
+        running = np.minimum(clients, running / np.maximum(steps_of(base, load, running).asked, 1e-9))
     steps = steps_of(base, load, running)
     # Beside prompts the number that decodes is a mean, and no lucky multiple of what a kernel likes (`costs/gemm.py`).
     taking = steps_of(base, load, np.where(running > 1, running * (1.0 - 1e-9), running)).taking
     share = np.broadcast_to(steps.share, running.shape) / each
     alone = 1.0 / each - share if base.engine.mixes_prefill else np.ones_like(share) / each
-    cycles, one = np.minimum(running, base.sharding.pp), np.ones_like(running)
+    cycles, one, more = np.minimum(running, base.sharding.pp), np.ones_like(running), clients / running
     none = np.zeros_like(running)
     pieces = np.broadcast_to(steps.pieces, running.shape).astype(float)
     kinds = [
-        StepKind(steps.decode, alone, alone, none, cycles),
-        StepKind(taking, share, share, none, cycles),
+        StepKind(steps.decode, alone * more, alone, none, cycles),
+        StepKind(taking, share * more, share, none, cycles),
     ]
     if question.goal.value == "latency" or question.limits.first_s is not None:  # else nobody asks when it begins
         kinds.append(StepKind(steps.own, none, none, pieces, one))

@@ -15,7 +15,8 @@ from ..workload.formats import WeightFormat
 from ..workload.model import Model
 from .fit import Offload, Wishes, layouts_of
 
-USERS = tuple(float(n) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024))
+# Of a replica, a sixth to a third apart; `search.refine` looks between them.
+USERS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, *(float(n * 2**i) for i in range(1, 9) for n in (5, 6, 7, 8)), 3072.0, 4096.0)
 
 
 class Goal(StrEnum):
@@ -79,6 +80,7 @@ class Question:
     engine: Engine = Engine()
     nodes: int = 1
     price_per_hour: float | None = None
+    currency: str = ""
     more_bytes: float = 0.0
     users: tuple[float, ...] = USERS
     sensitivities: Sensitivities | None = None

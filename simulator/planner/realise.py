@@ -65,6 +65,21 @@ def nearest_memory(question: Question, frame: Frame, assignment: Assignment) -> 
     return assignment._replace(taken=_merged(here))
 
 
+def evenly(frame: Frame, taken: tuple[Taken, ...]) -> tuple[Taken, ...] | None:
+    """The layers on stages as even as possible; None in one stage, or where layers of a block are of several kinds."""
+    chosen = {t.block: t.alternative for t in taken}
+    if frame.stages == 1 or len({(t.block, t.alternative) for t in taken}) > len(chosen):
+        return None
+    base = frame.family.layout.base
+    stages = stage_layers(base.model, base.sharding._replace(stages=()))
+    return tuple(
+        Taken(stage, block, chosen[block], layers)
+        for stage, counts in enumerate(stages)
+        for block, layers in enumerate(counts)
+        if layers
+    )
+
+
 def _merged(taken: list[Taken]) -> tuple[Taken, ...]:
     layers: dict[Taken, int] = {}
     for t in taken:

@@ -24,7 +24,7 @@ from .frames import Family
 from .frames import families as domain
 from .program import Assignment, Frame, Taken, Tightened, per_token_scale
 from .question import Goal, Question
-from .realise import nearest_memory, realise
+from .realise import evenly, nearest_memory, realise
 from .solve import Outcome, Solved, solve
 
 GAP = 0.002  # relative: frames that could be better by less than this are not looked at
@@ -35,7 +35,7 @@ KEPT = 40
 class Simulated(NamedTuple):
     """A plan priced by the simulator: times of one replica, the goal's value, its ledger, its change of log-perplexity.
 
-    `pace` is the time per output token of each user, prompts of others included.
+    `pace` is the time per output token of each user, prompts of others included; `request` a whole request.
     """
 
     frame: Frame
@@ -44,6 +44,7 @@ class Simulated(NamedTuple):
     memory: Ledger
     pace: Estimate
     first: Estimate
+    request: Estimate
     of_all: Estimate
     objective: float
     log_ppl: float
@@ -128,20 +129,21 @@ def _intricate(family: Family) -> int:
     return int(family.placed) + int(family.layout.base.extras.draft_length > 0)
 
 
-BETWEEN = 5  # numbers of users looked at between two that are a third to a half apart
+BETWEEN = 4  # numbers of users looked at on either side, which are a sixth to a third apart
 
 
 def refine(
     question: Question, found: Found, calibrations: CalibrationSet, accept: Callable[[Simulated], bool] | None = None
 ) -> Found:
-    """The search again in the best plan's layout, with numbers of users between its own and the next larger one."""
+    """The search again in the best plan's layout, with numbers of users between its neighbours of the first search."""
     if not found.plans or question.pins.clients is not None or question.goal is Goal.LATENCY:
         return found
     best = found.plans[0]
-    larger = [u for u in question.users if u > best.frame.users]
-    if not larger:
-        return found
-    steps = np.unique(np.round(np.linspace(best.frame.users, larger[0], BETWEEN + 2)))[1:-1]
+    at = best.frame.users
+    smaller, larger = (tuple(u for u in question.users if sign * (u - at) > 0) for sign in (-1, 1))
+    near = [max(smaller, default=at), min(larger, default=at)]
+    steps = np.unique(np.concatenate([np.round(np.linspace(at, end, BETWEEN + 2)) for end in near]))
+    steps = steps[~np.isin(steps, [at, *near])]
     if not len(steps):
         return found
     layout = best.frame.family.layout.base
@@ -211,6 +213,7 @@ def look_at(
             return None, proved
         simulated = simulate(question, frame, answer.assignment, calibrations)
         simulated = simulated._replace(shortfall=simulated.objective / answer.objective)
+        simulated = _evened(question, frame, simulated, calibrations)
         over = _taken_of(question, simulated)
         if max(over) <= 1.0:
             return _begun_earlier(question, frame, answer, simulated, calibrations, better_than), proved
@@ -226,6 +229,16 @@ def _taken_of(question: Question, plan: Simulated) -> Tightened:
         0.0 if limits.pace_s is None else float(plan.pace.time_s) / limits.pace_s,
         0.0 if limits.first_s is None else float(plan.first.time_s) / limits.first_s,
     )
+
+
+def _evened(question: Question, frame: Frame, found: Simulated, calibrations: CalibrationSet) -> Simulated:
+    """The plan with stages as even as possible, where that is as good: for one user a program does not care."""
+    each = evenly(frame, found.taken)
+    if each is None or each == found.taken:
+        return found
+    other = simulate(question, frame, Assignment(each), calibrations)
+    fits = max(_taken_of(question, other)) <= 1
+    return other._replace(shortfall=found.shortfall) if fits and other.objective <= found.objective else found
 
 
 HELD_UP = 0.01  # a plan slower than its program by more than this may gain by copies begun further ahead
@@ -262,15 +275,15 @@ def simulate(question: Question, frame: Frame, assignment: Assignment, calibrati
     layout = frame.family.layout
     if frame.family.placed:
         made = generate(scenario, question.output, calibrations)
-        pace, first = made.per_token, made.first
+        pace, first, alone = made.per_token, made.first, made.alone
         of_all = pace.scaled(1.0 / frame.users)
     else:
         served = serve(scenario, Load(frame.users, float(question.prompt), float(question.output)), calibrations)
         pace = served.time_per_output_token
-        first, of_all = served.first_token_service, served.time_per_token_of_all
+        first, of_all, alone = served.first_token_service, served.time_per_token_of_all, pace
+    request = first + alone.scaled(float(question.output))
     if question.goal is Goal.LATENCY:
-        alone = made.alone if frame.family.placed else pace
-        objective = float(first.time_s) + question.output * float(alone.time_s)
+        objective = float(request.time_s)
     else:
         scale = per_token_scale(question, 1.0, frame.family.replicas, frame.devices)
         objective = float(of_all.time_s) * scale
@@ -280,4 +293,4 @@ def simulate(question: Question, frame: Frame, assignment: Assignment, calibrati
         + sum(t.layers * float(layout.log_ppl[layout.alternatives.index(t.alternative), t.block]) for t in taken)
     )
     of_all = of_all.scaled(1.0 / frame.family.replicas)
-    return Simulated(frame, taken, scenario, ledger(scenario), pace, first, of_all, objective, spent)
+    return Simulated(frame, taken, scenario, ledger(scenario), pace, first, request, of_all, objective, spent)

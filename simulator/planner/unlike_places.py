@@ -202,7 +202,7 @@ class PlacePrices:
         embed, head = float(held[0] - weights[:size].sum()), float(held[-1] - weights[size:].sum())
         outer = float(stage_weight_bytes(self.scenario)[0]) - float(weights.sum())
         logits = self.slope * ACTIVATION_SPREAD[-1] * np.maximum(0.0, last - inner)
-        joined = _joined_bytes(ledger(whole, (inner, inner))) if talks(self.question) else 0.0
+        joined = _joined_bytes(ledger(whole, (inner, inner))) if self.question.engine.communicators else 0.0
         here = np.max(memory.high_bytes(), axis=0) - self.slope * (layers + outer)
         first, more = self.slope * embed, max(0.0, joined - _joined_bytes(memory))
         one = np.ones(len(self.loads))
@@ -301,11 +301,6 @@ class PlaceCosts:
         costs = [(StepCosts(self.scenario, step, self.calibrations), message_bytes(question, step)) for step in kinds]
         decode, prefill = (c.copy(size).scaled(2.0) for c, size in costs)
         return decode, prefill
-
-
-def talks(question: Question) -> bool:
-    """Whether stages speak through communicators, which take memory: llama.cpp copies between devices without any."""
-    return question.engine.name != "llama.cpp"
 
 
 def _joined_bytes(memory: Ledger) -> float:

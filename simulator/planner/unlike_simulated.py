@@ -19,7 +19,7 @@ from ..schedule import COMPOSITION_LOG_SD
 from .prices import Alternative
 from .question import Goal
 from .realise import with_formats
-from .unlike_places import DECODE, PREFILL, Place, PlaceCosts, hop, message_bytes, steps, talks
+from .unlike_places import DECODE, PREFILL, Place, PlaceCosts, hop, message_bytes, steps
 from .unlike_program import UnlikeFrame, UnlikeSolved
 
 Mask = npt.NDArray[np.bool_]
@@ -279,7 +279,7 @@ def _memory(
     sharding = Sharding(place.tp, len(used), stages=sizes if len(used) > 1 else ())
     staged = scenario.but(fleet=place.fleet.sized(place.tp * len(used)), sharding=sharding)
     memory = ledger(staged)
-    if not talks(frame.question):
+    if not frame.question.engine.communicators:
         memory = Ledger(tuple(e for e in memory.entries if e.tensor_class is not TensorClass.COMMUNICATORS))
     high = float(np.atleast_1d(np.squeeze(memory.high_bytes()))[used.index(at)])
     experts = layer_bytes(scenario, scenario.sharding).experts

@@ -18,12 +18,12 @@ KEY = "--what-if"
 def imagined(text: str, question: Question) -> Change:
     """The question with more of one thing, or less: `hbm=+24GB`, `bandwidth=+1TB/s`, `ram=-32GB`, `link=+32GB/s`,
     `gpus=+2`."""
-    found = re.fullmatch(r"\s*([a-z]+)\s*=\s*([+-])\s*(\S+)\s*", text.lower())
-    if found is None or found[1] not in THINGS:
+    found = re.fullmatch(r"\s*([A-Za-z]+)\s*=\s*([+-])\s*(\S+)\s*", text)
+    if found is None or found[1].lower() not in THINGS:
         things = ", ".join(THINGS)
         raise InputError("must be a thing and how much more", key=KEY, value=text, remedy=f"hbm=+24GB; or {things}")
     sign = 1.0 if found[2] == "+" else -1.0
-    changed, same_prices = THINGS[found[1]](question, sign, found[3])
+    changed, same_prices = THINGS[found[1].lower()](question, sign, found[3])
     return Change(f"what if {text.strip()}", "", changed, same_prices, may_hurt=sign < 0)
 
 
@@ -56,7 +56,9 @@ def _link(question: Question, sign: float, amount: str) -> tuple[Question, bool]
 
 
 def _gpus(question: Question, sign: float, amount: str) -> tuple[Question, bool]:
-    count = question.fleet.count + int(sign) * int(amount) if amount.isdecimal() else 0
+    if not amount.isdecimal():
+        raise InputError("must be a whole number of devices", key=KEY, value=amount, remedy="gpus=+2")
+    count = question.fleet.count + int(sign) * int(amount)
     if count < 1:
         raise InputError("must leave at least one device", key=KEY, value=amount, remedy="gpus=+2")
     return dataclasses.replace(question, fleet=question.fleet.sized(count)), False

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...units import format_gib
+from ...units import format_gib, format_seconds
 from .. import plan_answers as a
 from ..estimate import Estimate
 from ..explain import quantity, rate
+from ..planner.bounds import least as least_of
 from ..planner.changes import Change, Tried
 from ..planner.program import cxl_room, host_room
 from ..planner.question import LIMIT_OPTIONS, Goal, Question
@@ -36,7 +37,7 @@ UNITS = {
 def question_of(question: Question) -> a.PlanQuestion:
     """The question as the JSON contract shows it."""
     limits = tuple(
-        f"{LIMIT_OPTIONS[name]} {_shown(name, value)}"
+        f"{LIMIT_OPTIONS[name]} {_shown(name, value, question.currency)}"
         for name, value in question.limits._asdict().items()
         if value is not None
     )
@@ -60,20 +61,23 @@ def question_of(question: Question) -> a.PlanQuestion:
         memory_utilization=question.engine.memory_utilization,
         limits=limits,
         pinned=pinned,
+        currency=question.currency,
     )
 
 
-def _shown(name: str, value: float) -> str:
+def _shown(name: str, value: float, currency: str) -> str:
     if name.endswith("_s"):
         return f"{value * 1e3:g}"
-    return f"{math.expm1(value):.2%}" if name == "log_ppl" else f"{value:g}"
+    if name == "log_ppl":
+        return f"{math.expm1(value):.2%}"
+    units = {"power_w": "W", "money_per_hour": f"{currency or 'USD'}/h"}
+    return f"{value:g}{units.get(name, '')}"
 
 
 def row_of(question: Question, plan: Simulated, best: Simulated | None = None, why: str = "") -> a.PlanRow:
     """A plan as a row beside the best."""
     scenario, frame = plan.scenario, plan.frame
     best = best or plan
-    whole = plan.first + plan.pace.scaled(float(question.output))
     per_hour = question.price_per_hour
     power = question.fleet.device.power_w
     seconds = float(plan.of_all.time_s)
@@ -95,7 +99,7 @@ def row_of(question: Question, plan: Simulated, best: Simulated | None = None, w
         time_per_output_token=quantity(plan.pace),
         first_token_service=quantity(plan.first),
         tokens_per_s_total=rate(plan.of_all, 1.0, "tokens/s"),
-        request=quantity(whole),
+        request=quantity(plan.request),
         ppl_increase=math.expm1(plan.log_ppl),
         money_per_million_tokens=None if per_hour is None else 1e6 * seconds * frame.devices * per_hour / 3600,
         joules_per_token=None if power is None else seconds * frame.devices * power.value,
@@ -110,7 +114,7 @@ def weights_words(plan: Simulated) -> str:
         layers[t.alternative._replace(mode=ON_DEVICE, tier=MemoryTier.HOST).label] += t.layers
     if len(layers) == 1:
         return next(iter(layers))
-    return ", ".join(f"{count} layers {name}" for name, count in layers.most_common())
+    return ", ".join(f"{count} layer{'s' * (count > 1)} {name}" for name, count in layers.most_common())
 
 
 def where_words(plan: Simulated) -> str:
@@ -228,7 +232,7 @@ def _why(question: Question, plan: Simulated, best: Simulated) -> str:
     if question.goal is Goal.LATENCY:
         parts = {
             "prompt": (plan.first, best.first),
-            "decoding": (plan.pace.scaled(question.output), best.pace.scaled(question.output)),
+            "decoding": (plan.request + plan.first.scaled(-1.0), best.request + best.first.scaled(-1.0)),
         }
         name = max(parts, key=lambda n: float(parts[n][0].time_s - parts[n][1].time_s))
         return f"{name} takes {float(parts[name][0].time_s) / float(parts[name][1].time_s):.2f} x as long"
@@ -299,10 +303,15 @@ def _guessing(question: Question, best: Simulated) -> str:
     if draft is None:
         return ""
     chance = f"guesses that are right {question.extras.acceptance:.0%} of the time"
+    if not extras.draft_length and question.pins.draft_length == 0:
+        return f"{draft.name} is left out, as asked"
     if not extras.draft_length:
         return f"leave {draft.name} out: at {chance} its time and memory cost more than they save"
     tokens = tokens_per_round(extras)
-    return f"{draft.name} guesses {extras.draft_length} tokens a round: at {chance} a round yields {tokens:.2g} tokens"
+    count = extras.draft_length
+    return (
+        f"{draft.name} guesses {count} token{'s' * (count > 1)} a round: at {chance} a round yields {tokens:.2g} tokens"
+    )
 
 
 def refute(question: Question, users: float, pace: Estimate) -> str:
@@ -312,16 +321,30 @@ def refute(question: Question, users: float, pace: Estimate) -> str:
     return (
         f"serve {users:.0f} client{'s' * (users > 1)} with prompts of {question.prompt:,} and answers of "
         f"{question.output:,} tokens: "
-        f"a mean time per output token outside {low:.3g} to {high:.3g} ms refutes it (one run in five may)"
+        f"a mean time per output token outside {_ms(low)} to {_ms(high)} ms refutes it (one run in five may)"
     )
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def needs(question: Question, found: Found) -> str:
     """What keeps every plan from fitting, where none does."""
-    least = min((float(f.layout.fixed_bytes.min()) for f in found.families), default=float("nan"))
-    room = format_gib(question.budget_bytes())
-    taken = f"what belongs to no layer takes {format_gib(least)} of the {room} an engine may claim of a device"
-    return f"none of {found.frames:,} frames keeps all limits; {taken}"
+    if question.usable_devices() < 1:
+        return "the limits of power and money leave not one device"
+    least, limits = least_of(question, found.families), question.limits
+    tried = f"none of {found.frames:,} combinations of layout, KV format and users keeps all limits"
+    if not least.frames:
+        taken = min((float(f.layout.least_bytes.min()) for f in found.families), default=float("nan"))
+        room = format_gib(question.budget_bytes())
+        return f"{tried}: the narrowest layers take at least {format_gib(taken)} of the {room} of a device"
+    words = [f"{tried}; {least.frames:,} would fit and keep the quality"]
+    if limits.pace_s is not None and least.pace_s > limits.pace_s:
+        words.append(f"but a token takes at least {format_seconds(least.pace_s)}")
+    if limits.first_s is not None and least.first_s > limits.first_s:
+        words.append(f"but the first token takes at least {format_seconds(least.first_s)}")
+    return ", ".join(words)
 
 
 def value_of(question: Question, plan: Simulated, goal: Goal) -> float:

@@ -68,7 +68,9 @@ def _rows(report: a.Report, answer: p.PlanAnswer, plan: p.PlanRow) -> list[list[
         ["perplexity", f"{plan.ppl_increase:+.1%} (from published figures; they are assumed to add up)"],
     ]
     if plan.money_per_million_tokens is not None:
-        rows.append(["cost", f"{plan.money_per_million_tokens:.3g} for a million output tokens"])
+        rows.append(
+            ["cost", f"{plan.money_per_million_tokens:.3g} {answer.asked.currency} for a million output tokens"]
+        )
     for limit in answer.limits:
         used, most = (_shown(v, limit.unit) for v in (limit.used, limit.limit))
         rows.append([limit.name, f"{used} of {most}{'  (binds)' if limit.binds else ''}"])
@@ -76,7 +78,7 @@ def _rows(report: a.Report, answer: p.PlanAnswer, plan: p.PlanRow) -> list[list[
         [
             "proof",
             f"{proof.status}: no plan of the domain is better by more than {proof.gap:.2%} "
-            f"({proof.frames:,} frames, {proof.programs} programs)",
+            f"({_many(proof.frames, 'frame')}, {_many(proof.programs, 'program')})",
         ]
     )
     return rows if report.evidence is None else [*rows, evidence_row("evidence", report.evidence)]
@@ -144,12 +146,21 @@ def _changes(changes: Sequence[p.PlanChange], sign: float) -> list[list[str]]:
     def gain(change: p.PlanChange) -> str:
         if change.gain is None:
             return "" if change.goal is not None else "-"
-        share = sign * change.gain
+        share = _longer(change.gain) if sign > 0 else sign * change.gain
         if sign > 0 and share < 0:
             return f"{-share:.1%} worse"
         return f"{share:,.0%}" if share >= 1 else f"{share:.1%}" if share >= 0.0005 else "nothing"
 
     return [[c.change, c.plan, gain(c), c.ask] for c in changes]
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
+def _longer(gain: float) -> float:
+    """By how much the present goal is longer than the changed one, as runners-up are told: twice as fast is 100 %."""
+    return gain / (1.0 - gain) if 0 < gain < 1 else gain
 
 
 def _replicas(row: p.PlanRow) -> str:

@@ -9,7 +9,7 @@ from .. import answers as a
 from ..explain import quantity, rate, sentence, shares
 from ..memory import ledger
 from ..planner.domain import weight_choices
-from ..planner.fit import MAX_USERS, Candidate, Verdict, Wishes
+from ..planner.fit import MAX_USERS, Candidate, Offload, Verdict, Wishes
 from ..scenario import Scenario
 from ..schedule import Priced
 from ..serving import Load, Served
@@ -27,6 +27,15 @@ def load_of(scenario: Scenario, alike: bool) -> Load:
         remedy = "the first token comes with the prompt: ask for 2 or more"
         raise InputError("leaves no token to decode", key="--output", value=output, remedy=remedy)
     return Load(clients, prompt, output, alike)
+
+
+def wishes_of(scenario: Scenario, wishes: Wishes) -> Wishes:
+    """What a server is asked with: nothing leaves its devices, and guesses are made in one stage."""
+    if wishes.offload not in (None, Offload.NEVER):
+        remedy = "ask `roofplan plan`, which prices batches whose layers, experts or cache leave the devices"
+        raise InputError("is not priced here", key="--offload", value=wishes.offload.value, remedy=remedy)
+    stages = 1 if scenario.extras.draft_length and wishes.pp is None else wishes.pp
+    return wishes._replace(offload=Offload.NEVER, pp=stages)
 
 
 def answer_of(

@@ -80,6 +80,14 @@ def emit(engine: str, asked: Planned) -> Exported:
     )
 
 
+def demand(engine: str, decision: Decision, asked: Planned) -> None:
+    """Refuse in one line what an engine cannot do, before a plan is looked for that needs it."""
+    try:
+        _module(engine).DECIDE[decision](asked)
+    except Refused as why:
+        raise _refusal(engine, decision, asked, str(why)) from None
+
+
 def refusals(engine: str, asked: Planned) -> Mapping[Decision, str]:
     """Every decision of the plan that the engine refuses and why, where `emit` stops at the first: empty if none."""
     found: dict[Decision, str] = {}

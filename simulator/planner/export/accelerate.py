@@ -29,6 +29,7 @@ from .planned import (
     no_shared_contexts,
     on_device,
     replicas,
+    runs_on,
     sixteen,
     waiting,
 )
@@ -276,6 +277,7 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.STORAGE: _storage,
     Decision.PREFETCH: waiting,
     Decision.CXL: no_cxl,
+    Decision.DEVICE: runs_on("google"),
 }
 
 _SCRIPT = '''"""Loads MODEL by device_map.json, generates for all users at once, writes a result roofplan can import."""

@@ -20,6 +20,7 @@ from .planned import (
     no_cxl,
     no_shared_contexts,
     replicas,
+    runs_on,
     waiting,
 )
 
@@ -227,6 +228,7 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.STORAGE: _storage,
     Decision.PREFETCH: waiting,
     Decision.CXL: no_cxl,
+    Decision.DEVICE: runs_on("google", "habana"),
 }
 
 

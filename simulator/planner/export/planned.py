@@ -52,6 +52,7 @@ class Decision(StrEnum):
     STORAGE = "storage"
     PREFETCH = "prefetch depth"
     CXL = "memory behind CXL"
+    DEVICE = "device"
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,6 +269,18 @@ def waiting(planned: Planned) -> Means:
     if placement.streams and placement.ahead:
         raise Refused(f"begins no copies {placement.ahead} layers ahead")
     return Means(because="layers wait for their copies" if placement.streams else "nothing is copied for a step")
+
+
+def runs_on(*others: str) -> Decide:
+    """The decision of an engine that has kernels for the devices of every vendor but the `others`."""
+
+    def decide(planned: Planned) -> Means:
+        device = planned.scenario.fleet.device
+        if device.vendor in others:
+            raise Refused(f"has no kernels for {device.name}")
+        return Means(because=f"runs on {device.vendor} devices")
+
+    return decide
 
 
 def no_cxl(planned: Planned) -> Means:

@@ -29,6 +29,7 @@ from .planned import (
     no_storage,
     on_device,
     replicas,
+    runs_on,
     sixteen,
     waiting,
 )
@@ -208,6 +209,7 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.STORAGE: no_storage,
     Decision.PREFETCH: waiting,
     Decision.CXL: no_cxl,
+    Decision.DEVICE: runs_on("apple", "google"),
 }
 
 

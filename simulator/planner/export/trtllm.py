@@ -32,6 +32,7 @@ from .planned import (
     no_storage,
     on_device,
     replicas,
+    runs_on,
     sixteen,
     waiting,
 )
@@ -184,6 +185,7 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.STORAGE: no_storage,
     Decision.PREFETCH: waiting,
     Decision.CXL: no_cxl,
+    Decision.DEVICE: runs_on("amd", "apple", "google", "habana", "intel"),
 }
 
 

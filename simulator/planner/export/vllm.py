@@ -25,6 +25,7 @@ from .planned import (
     no_storage,
     on_device,
     replicas,
+    runs_on,
     sixteen,
     waiting,
 )
@@ -204,6 +205,7 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.STORAGE: no_storage,
     Decision.PREFETCH: waiting,
     Decision.CXL: no_cxl,
+    Decision.DEVICE: runs_on("apple"),
 }
 
 
