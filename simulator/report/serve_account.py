@@ -105,4 +105,5 @@ def _decode_step_of(scenario: Scenario, load: Load, running: float, wishes: Wish
     ep_, cp_ = (degree if degree > 1 else wish for degree, wish in ((ep, wishes.ep), (cp, wishes.cp)))
     pinned = Wishes(None if stored else numerics.weights, numerics.kv, tp, pp, ep_, cp=cp_)
     middle = scenario.but(batch=max(1, round(running)), context=round(load.prompt + load.output / 2))
-    return f"roofplan explain {flags_of(middle, pinned)}   (the decode step)"
+    alone = ", without guesses" if scenario.extras.draft_length else ""
+    return f"roofplan explain {flags_of(middle, pinned)}   (the decode step{alone})"

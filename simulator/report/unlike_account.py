@@ -121,7 +121,7 @@ def _why(question: Question, plan: UnlikePlan, best: UnlikePlan) -> str:
     words, (then, now) = max(pairs.items(), key=lambda each: each[1][0] - each[1][1])
     if now <= 0:
         return f"{words}: added"
-    return f"{words}: {then / now:.2f} x as long" if then / now >= 1.1 else f"{words}: {then / now - 1:.1%} longer"
+    return f"{words}: {then / now:.3g} x as long" if then / now >= 1.1 else f"{words}: {then / now - 1:.1%} longer"
 
 
 def _needs(found: FoundUnlike) -> str:
