@@ -34,7 +34,8 @@ def plan(answer: p.PlanAnswer) -> Figure:
     where = f"{q.nodes} x " if q.nodes > 1 else ""
     title = textwrap.wrap(f"{q.model} on {where}{devices(q.device, q.device_count)}: {answer.words[0]}", 100)
     figure.suptitle("\n".join(title[:2]), fontsize=10)
-    load = f"goal {q.goal}, prompt {q.prompt:,}, output {q.output:,}; {best.users} user{'s' * (best.users > 1)} of a replica"
+    users = f"{best.users} user{'s' * (best.users > 1)} of a replica"
+    load = f"goal {q.goal}, prompt {q.prompt:,}, output {q.output:,}; {users}"
     figure.supxlabel(load, fontsize=8)
     return figure
 
