@@ -116,7 +116,7 @@ KV_STREAMED = Mode("KV cache streamed", kv=Where.STREAMED)
 LAYERS_HOST = Mode("layers on the host", Where.HOST, Where.HOST, Where.HOST)
 LAYERS_STREAMED = Mode("layers streamed", Where.STREAMED, Where.STREAMED)
 STREAMED_KV_HOST = Mode("layers streamed, attention on the host", Where.STREAMED, Where.STREAMED, Where.HOST)
-# Of engines that compute nothing on the host; not among what is searched through, where attention there is faster.
+# Searched through where an engine names it: attention to a cache of 16 bits is faster where that is kept.
 LAYERS_KV_STREAMED = Mode("layers and KV cache streamed", Where.STREAMED, Where.STREAMED, Where.STREAMED)
 # Recomputing keys and values instead of fetching them: KVPR (arXiv 2411.17089), HybridServe (arXiv 2501.01792).
 KV_REMADE = Mode("KV cache remade", kv=Where.REMADE)

@@ -27,6 +27,7 @@ from ..scenario import (
     KV_REMADE,
     KV_STREAMED,
     LAYERS_HOST,
+    LAYERS_KV_STREAMED,
     LAYERS_STREAMED,
     MODES,
     REMAKING,
@@ -104,7 +105,7 @@ def offload(name: str) -> Offload:
 
 
 OFFLOADS: Mapping[Offload | None, tuple[Mode, ...]] = {
-    None: (*MODES, *REMAKING),
+    None: (*MODES, *REMAKING, LAYERS_KV_STREAMED),
     Offload.NEVER: (),
     Offload.LAYERS: (LAYERS_HOST, LAYERS_STREAMED),
     Offload.EXPERTS: (EXPERTS_HOST, EXPERTS_STREAMED),

@@ -87,6 +87,8 @@ def formats(question: Question) -> tuple[tuple[WeightFormat, ...], ...]:
         from ..workload.formats import weight_format
 
         return ((choices[0],), *((weight_format(name),) for name in GGUF_TYPES))
+    if question.engine.unpacks_in_memory:  # 16 bits, or 4 that are widened
+        return ((choices[0], FORMATS["int4"]),)
     device = question.fleet.device
     extra = (FORMATS["nvfp4"],) if device.computes(DType.FP4) else ()
     if not device.computes(DType.FP8) and device.computes(DType.INT8):
@@ -100,6 +102,8 @@ def kv_formats(question: Question) -> tuple[DType, ...]:
     if question.pins.kv is not None:
         return (question.pins.kv,)
     wide = DType.FP16 if question.model.activation is DType.FP16 else DType.BF16
+    if question.engine.unpacks_in_memory:
+        return (wide, DType.INT4)
     return (wide, DType.INT8 if question.engine.name == "llama.cpp" else DType.FP8)
 
 
