@@ -100,7 +100,11 @@ def _front(axes: Any, answer: p.PlanAnswer) -> None:
             users = row.replicas * row.users
             stages = f" pp{row.layout.pp}" if row.layout.pp > 1 else ""
             text = f"{users} user{'s' * (users > 1)}, tp{row.layout.tp}{stages}"
-            axes.annotate(text, (x[i], y[i]), xytext=(6, -9), textcoords="offset points", fontsize=7)
+            inner = x[i] * x[i] > min(x) * max(
+                x
+            )  # on the right half towards the left, above the line: within the frame
+            place = {"xytext": (-8, 3), "ha": "right"} if inner else {"xytext": (6, -9), "ha": "left"}
+            axes.annotate(text, (x[i], y[i]), textcoords="offset points", fontsize=7, **place)
     axes.set(xscale="log", yscale="log", xlabel="output tokens/s of all users", ylabel="ms per output token of a user")
     axes.legend(fontsize=8)
     axes.grid(True, alpha=0.3)
