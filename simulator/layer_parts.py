@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from .estimate import Array
 from .operators import Attention, Experts, LatentAttention
@@ -72,13 +73,13 @@ class PartCosts(Protocol):
 class LayerTimes(NamedTuple):
     """Seconds a layer would take in a mode, (layers, *grid): computing, hand-overs included; prefetched, late copies.
 
-    `handed`: the host computes a part of the layer in this step.
+    `by_host`: whether the host computes a part of it in this step, (parts, layers, *grid).
     """
 
     computing: Array
     prefetched: Array
     late: Array
-    handed: Array
+    by_host: npt.NDArray[np.bool_]
 
 
 def layer_times(costs: PartCosts, mode: Mode, cached: float = 0.0, tier: MemoryTier = MemoryTier.HOST) -> LayerTimes:
@@ -89,7 +90,7 @@ def layer_times(costs: PartCosts, mode: Mode, cached: float = 0.0, tier: MemoryT
     """
     grid = costs.on_device.shape[1:]
     computing, ahead, late = np.zeros(grid), np.zeros(grid), np.zeros(grid)
-    handed = np.zeros(grid[1:], dtype=bool)
+    by_host = np.zeros((len(PARTS), *grid), dtype=bool)
     for index, part in enumerate(PARTS):
         where: Where = getattr(mode, part)
         here = costs.on_device[index]
@@ -97,48 +98,41 @@ def layer_times(costs: PartCosts, mode: Mode, cached: float = 0.0, tier: MemoryT
             computing = computing + here
             continue
         copies, there = _copies(costs, index, where, cached, tier), here
-        on_host = np.zeros(grid[1:], dtype=bool)
         if where is Where.HOST:
-            there = _on_host(costs, index, cached, tier)
-            on_host = np.logical_not(_better_copied(costs, copies, here, there))
-            handed = handed | on_host
+            there = host_seconds(costs, index, cached, tier)
+            by_host[index] = np.logical_not(_better_copied(costs, copies, here, there))
         elif where is Where.REMADE:
             here = here + costs.remaking
-        computing = computing + np.where(on_host, there, here)
-        moved = np.where(on_host, 0.0, copies)
+        computing = computing + np.where(by_host[index], there, here)
+        moved = np.where(by_host[index], 0.0, copies)
         waits = part == "experts" and mode.shell is Where.DEVICE and costs.decoding
         alone = 1.0 if waits else float(costs.held_up[index])
         late, ahead = late + alone * moved, ahead + (1.0 - alone) * moved
-    if mode.shell is not Where.HOST and handed.any():
-        computing = computing + np.where(handed, costs.handing_over, 0.0)
-    return LayerTimes(np.asarray(computing), np.asarray(ahead), np.asarray(late), np.asarray(handed))
+    if mode.shell is not Where.HOST and by_host.any():
+        computing = computing + np.where(by_host.any(axis=0), costs.handing_over, 0.0)
+    return LayerTimes(np.asarray(computing), np.asarray(ahead), np.asarray(late), by_host)
 
 
-def computed_on_host(costs: PartCosts, index: int, mode: Mode, cached: float, tier: MemoryTier) -> bool:
-    """Whether the host computes a part kept there in this step, of a scalar question."""
-    if getattr(mode, PARTS[index]) is not Where.HOST:
-        return False
-    copies = _copies(costs, index, Where.HOST, cached, tier)
-    return not bool(_better_copied(costs, copies, costs.on_device[index], _on_host(costs, index, cached, tier)))
+def host_seconds(costs: PartCosts, index: int, cached: float, tier: MemoryTier) -> Array:
+    """Seconds the host computes with a part: no faster than memory behind CXL gives it."""
+    here = np.asarray(costs.on_host[index])
+    return np.maximum(here, costs.over_cxl[index] * _used(costs, index, cached)) if tier is MemoryTier.CXL else here
+
+
+def _used(costs: PartCosts, index: int, cached: float) -> Array:
+    """Share of a part's bytes that a step uses: of experts those chosen that are not cached, of the others all."""
+    return costs.chosen(cached) if PARTS[index] == "experts" else np.ones(())
 
 
 def _copies(costs: PartCosts, index: int, where: Where, cached: float, tier: MemoryTier) -> Array:
     """Seconds of copying a part: over the host link, or as fast as memory behind CXL gives it."""
-    share = costs.chosen(cached) if PARTS[index] == "experts" else np.ones(())
+    share = _used(costs, index, cached)
     if where is Where.REMADE:
         link, full = costs.copying_inputs, np.maximum(costs.copying[index], 1e-300)
         share = share * link / full  # fewer bytes, out of CXL as well
     else:
         link = costs.copying[index] * share
     return np.asarray(np.maximum(link, costs.over_cxl[index] * share) if tier is MemoryTier.CXL else link)
-
-
-def _on_host(costs: PartCosts, index: int, cached: float, tier: MemoryTier) -> Array:
-    """Seconds the host computes with a part: no faster than memory behind CXL gives it."""
-    if tier is not MemoryTier.CXL:
-        return np.asarray(costs.on_host[index])
-    share = costs.chosen(cached) if PARTS[index] == "experts" else np.ones(())
-    return np.asarray(np.maximum(costs.on_host[index], costs.over_cxl[index] * share))
 
 
 def _better_copied(costs: PartCosts, copies: Array, here: Array, there: Array) -> Array:

@@ -29,13 +29,13 @@ from .calibration import CalibrationSet
 from .costs import estimate
 from .costs import experts as experts_cost
 from .estimate import NO_TIME, Array, Estimate, Terms, Tier, nothing, priced, total
-from .layer_parts import PARTS, LayerTimes, computed_on_host, layer_times, part_of
+from .layer_parts import PARTS, LayerTimes, host_seconds, layer_times, part_of
 from .lowering.decoder import lower
 from .operators import Copy, Experts, Kernel, KernelName, one_row
 from .overlap import norm_of, prefetched
 from .placement import layer_bytes
 from .remake import remakes, remaking, seconds_by_block
-from .scenario import ON_DEVICE, MemoryTier, Number, Phase, Scenario, Sharding, Step, Stretch, Where
+from .scenario import ON_DEVICE, Number, Phase, Scenario, Sharding, Step, Stretch, Where
 from .schedule import Priced, price
 from .workload.model import Experts as ExpertsFacts
 from .workload.routing import Routing, popularity
@@ -256,7 +256,8 @@ class Detailed(NamedTuple):
 
 def step_time(costs: StepCosts) -> Detailed:
     """The step under the scenario's placement, with its terms, error and evidence."""
-    on = _on_host(costs)
+    times = _own_times(costs)
+    on = times.by_host
     operators = [*costs.outer_operators, *shared_out(costs, costs.device.operators, np.where(on, 0.0, 1.0))]
     if on.any():
         host = costs.calibrations.on(host_fleet(costs.scenario.fleet, costs.scenario.engine.copies_by_socket))
@@ -273,7 +274,6 @@ def step_time(costs: StepCosts) -> Detailed:
         gigabyte = costs.copy(1e9)
         operators.append(_copies("wait for memory behind CXL", gigabyte, waits / float(gigabyte.time_s)))
     run = total(p.times.weighted_rows(p.table.count.sum(axis=1)) for p in operators)
-    times = _spanned(costs)
     late = float(times.late.sum())
     together = _beside(costs.scenario, float(run.time_s), times)
     drive = _from_drive(costs)
@@ -290,14 +290,13 @@ def step_time(costs: StepCosts) -> Detailed:
     return Detailed(run + drive, tuple(operators))
 
 
-def _spanned(costs: StepCosts) -> LayerTimes:
+def _own_times(costs: StepCosts) -> LayerTimes:
     """The times of every layer in its own mode."""
     parts = []
     for span, stretch in _spans(costs.scenario):
         times = layer_times(costs, stretch.mode, stretch.cached, stretch.tier)
-        parts.append([column[span] for column in (times.computing, times.prefetched, times.late)])
-    computing, ahead, late = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    return LayerTimes(computing, ahead, late, np.zeros((), dtype=bool))
+        parts.append([column[..., span] for column in times])
+    return LayerTimes(*(np.concatenate(columns, axis=-1) for columns in zip(*parts, strict=True)))
 
 
 def _beside(scenario: Scenario, run: float, times: LayerTimes) -> float:
@@ -347,26 +346,12 @@ def _spans(scenario: Scenario) -> list[tuple[slice, Stretch]]:
     return spans
 
 
-def _on_host(costs: StepCosts) -> npt.NDArray[np.bool_]:
-    """Which parts of which layers the host computes in this step, (3, layers)."""
-    result = np.zeros((len(PARTS), costs.scenario.model.layers), dtype=bool)
-    for span, stretch in _spans(costs.scenario):
-        for index in range(len(PARTS)):
-            result[index, span] = computed_on_host(costs, index, stretch.mode, stretch.cached, stretch.tier)
-    return result
-
-
 def _waiting_for_cxl(costs: StepCosts, on: npt.NDArray[np.bool_]) -> float:
     """Seconds the host waits for what it computes with out of memory behind CXL."""
     found = 0.0
     for span, stretch in _spans(costs.scenario):
-        if stretch.tier is not MemoryTier.CXL:
-            continue
-        for index, part in enumerate(PARTS):
-            if not on[index, span].any():
-                continue
-            share = costs.chosen(stretch.cached) if part == "experts" else np.ones(())
-            slower = np.maximum(0.0, costs.over_cxl[index] * share - costs.on_host[index])
+        for index in np.flatnonzero(on[:, span].any(axis=1)):
+            slower = host_seconds(costs, int(index), stretch.cached, stretch.tier) - costs.on_host[index]
             found += float(slower[span].sum())
     return found
 
