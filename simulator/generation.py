@@ -43,12 +43,10 @@ def generate(scenario: Scenario, output: int, calibrations: CalibrationSet) -> G
     """The batch of a scenario whose prompts and answers of `output` tokens are all alike."""
     prompt, batch = int(scenario.prompt), float(scenario.batch)
     step, times = batch_steps(prompt, batch, scenario.engine)
-    first = step_time(StepCosts(scenario, step, calibrations)).time.scaled(times).displaced(COMPOSITION_LOG_SD)
     decode = checking(Step(Phase.DECODE, batch, 1, np.asarray(prompt + output / 2)), scenario.extras)
-    one = step_time(StepCosts(scenario, decode, calibrations)).time
-    if scenario.extras.draft_length:
-        one = one + drafting(scenario, decode, calibrations)
-        first = first + drafting(scenario, step, calibrations).scaled(times)
+    first = step_time(StepCosts(scenario, step, calibrations)).time.scaled(times).displaced(COMPOSITION_LOG_SD)
+    first = first + drafting(scenario, step, calibrations).scaled(times)
+    one = step_time(StepCosts(scenario, decode, calibrations)).time + drafting(scenario, decode, calibrations)
     one = one.displaced(COMPOSITION_LOG_SD)
     alone = one.scaled(1.0 / tokens_per_round(scenario.extras))
     return Generated(first, one, alone, alone + first.scaled(1.0 / output))

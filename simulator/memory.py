@@ -17,7 +17,7 @@ from .estimate import Array
 from .liveness import peaks
 from .lowering.decoder import lower
 from .placement import Moved, moved
-from .scenario import Extras, MemoryTier, Number, Numerics, Phase, Scenario, Sharding, Step
+from .scenario import MemoryTier, Number, Phase, Scenario, Step, drafted
 from .tensor_bytes import kv_cache_bytes, stage_weight_bytes
 
 GIB, MIB = 2.0**30, 2.0**20
@@ -258,9 +258,7 @@ def _beside(scenario: Scenario, column: Array) -> list[Entry]:
         size = np.ones_like(column) * adapter_bytes(scenario)
         entries.append(entry(TensorClass.ADAPTERS, "computed: rank x (rows + cols) of every matrix", size))
     if extras.draft is not None:
-        one = Sharding(tp=scenario.sharding.tp)
-        numerics = Numerics(extras.draft.native, scenario.numerics.kv, scenario.numerics.activations)
-        draft = scenario.but(model=extras.draft, sharding=one, numerics=numerics, extras=Extras())
+        draft = drafted(scenario)
         size = stage_weight_bytes(draft).reshape(-1, *([1] * (column.ndim - 1))) + kv_cache_bytes(draft)
         entries.append(entry(TensorClass.DRAFT, "computed: the draft's weights and state", np.ones_like(column) * size))
     return entries

@@ -412,6 +412,14 @@ def why_not_shared(model: Model, engine: Engine, tp: int) -> tuple[str, str]:
     return f"does not divide the {copies} of {tp} ranks that keep the same KV cache", f"ask for a divisor of {copies}"
 
 
+def drafted(scenario: Scenario) -> Scenario:
+    """The draft model in place of the model it guesses for: on the devices of one stage, in its own format."""
+    draft, numerics = scenario.extras.draft, scenario.numerics
+    assert draft is not None
+    own = Numerics(draft.native, numerics.kv, numerics.activations)
+    return scenario.but(model=draft, sharding=Sharding(tp=scenario.sharding.tp), numerics=own, extras=Extras())
+
+
 def stage_layers(model: Model, sharding: Sharding) -> tuple[tuple[int, ...], ...]:
     """Layers of each block on each stage: contiguous; unless stated as even as possible, early stages one more."""
     base, extra = divmod(model.layers, sharding.pp)

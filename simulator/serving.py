@@ -238,7 +238,7 @@ def _step(scenario: Scenario, step: Step, micro_batches: Array, calibrations: Ca
     """One step of every micro-batch, with what the engine spends around it."""
     operators = price(lower(scenario, step), scenario, calibrations)
     once = pipeline_cycle(stages_of(operators), micro_batches) + overhead(scenario.engine.step_overhead_s)
-    return once + drafting(scenario, step, calibrations) if scenario.extras.draft_length else once
+    return once + drafting(scenario, step, calibrations)
 
 
 def _fixed_point(mixes: bool, load: Load, batches: Array, points: _Points) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from .calibration import CalibrationSet
 from .estimate import Estimate, nothing
 from .lowering.decoder import lower
-from .scenario import Extras, Numerics, Phase, Scenario, Sharding, Step
+from .scenario import Extras, Phase, Scenario, Step, drafted
 from .schedule import pipeline_cycle, price, stages_of
 
 LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8)  # guesses a round, to choose from; none: the model alone, no draft loaded
@@ -33,14 +33,6 @@ def checking(step: Step, extras: Extras) -> Step:
         return step
     tokens = 1 + extras.draft_length
     return step._replace(new_tokens=tokens, logit_tokens=np.asarray(step.sequences, float) * tokens)
-
-
-def drafted(scenario: Scenario) -> Scenario:
-    """The draft on the devices of the model's first stage, in its own format."""
-    draft, numerics = scenario.extras.draft, scenario.numerics
-    assert draft is not None
-    own = Numerics(draft.native, numerics.kv, numerics.activations)
-    return scenario.but(model=draft, sharding=Sharding(tp=scenario.sharding.tp), numerics=own, extras=Extras())
 
 
 def drafting(scenario: Scenario, step: Step, calibrations: CalibrationSet) -> Estimate:

@@ -164,10 +164,8 @@ class Layout:
 
     @cached_property
     def _outside(self) -> tuple[Array, ...]:
-        found = [self._device[kind, self.formats[0].name].outside for kind in range(len(self.kinds))]
-        if not self.base.extras.draft_length:
-            return tuple(found)
-        drafts = [drafting(self.base, kind.step, self.calibrations).time_s for kind in self.kinds]
+        found = (self._device[kind, self.formats[0].name].outside for kind in range(len(self.kinds)))
+        drafts = (drafting(self.base, kind.step, self.calibrations).time_s for kind in self.kinds)
         return tuple(layers + draft for layers, draft in zip(found, drafts, strict=True))
 
     @cached_property
