@@ -14,6 +14,7 @@ from ....dtypes import DType
 from ...placement import layer_bytes
 from ...scenario import KV_STREAMED, LAYERS_STREAMED, Sharding
 from .planned import (
+    ALIKE,
     Command,
     Decide,
     Decision,
@@ -25,13 +26,11 @@ from .planned import (
     computes_in,
     kind_of,
     layer_formats,
-    no_cxl,
     no_shared_contexts,
     on_device,
     replicas,
     runs_on,
     sixteen,
-    waiting,
 )
 
 NAME = "accelerate"
@@ -275,8 +274,7 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.DRAFT: _draft,
     Decision.PLACEMENT: _placement,
     Decision.STORAGE: _storage,
-    Decision.PREFETCH: waiting,
-    Decision.CXL: no_cxl,
+    **ALIKE,
     Decision.DEVICE: runs_on("google"),
 }
 

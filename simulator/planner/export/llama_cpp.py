@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from ....dtypes import DType
 from ...scenario import EXPERTS_HOST, KV_HOST, LAYERS_HOST, ON_DEVICE
 from .planned import (
+    ALIKE,
     Command,
     Decide,
     Decision,
@@ -17,11 +18,9 @@ from .planned import (
     is_native,
     kind_of,
     layer_formats,
-    no_cxl,
     no_shared_contexts,
     replicas,
     runs_on,
-    waiting,
 )
 
 NAME = "llama.cpp"
@@ -226,8 +225,7 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.DRAFT: _draft,
     Decision.PLACEMENT: _placement,
     Decision.STORAGE: _storage,
-    Decision.PREFETCH: waiting,
-    Decision.CXL: no_cxl,
+    **ALIKE,
     Decision.DEVICE: runs_on("google", "habana"),
 }
 

@@ -290,6 +290,39 @@ def no_cxl(planned: Planned) -> Means:
     return Means(because="none is used")
 
 
+class Loaded(NamedTuple):
+    """How a server is told what it loads: its names of number formats, what has to have made a checkpoint of each kind,
+    and the words that say so where config.json does not."""
+
+    engine: str
+    names: Mapping[DType, str]
+    made_by: Mapping[Kind, str]
+    words: Mapping[Kind, tuple[str, ...]]
+
+    def weights(self, planned: Planned) -> Means:
+        """The decision about weights."""
+        kind = kind_of(planned.scenario.numerics.weights)
+        wide = planned.scenario.model.native.bits_per_weight >= 16
+        if kind is Kind.PLAIN:
+            return Means(("--dtype", self._computes_in(planned)), note=checkpoint_note(planned, ""))
+        if kind not in self.made_by:
+            raise Refused(f"loads no weights in {planned.scenario.numerics.weights.name}")
+        if kind is Kind.FP8 and wide and not planned.is_mixed and not is_native(planned):
+            note = f"MODEL is {planned.scenario.model.name} of 16 bits, made fp8 as it is loaded, or a checkpoint of "
+            return Means(("--quantization", "fp8"), note=note + self.made_by[kind])
+        return Means(self.words.get(kind, ()), note=checkpoint_note(planned, self.made_by[kind]))
+
+    def activations(self, planned: Planned) -> Means:
+        """The decision about activations, which is that about weights where those are plain."""
+        if kind_of(planned.scenario.numerics.weights) is Kind.PLAIN:
+            said = computes_in(planned, self.engine)
+            return Means(because=f"one --dtype for weights and activations: {said}")
+        return Means(("--dtype", self._computes_in(planned)))
+
+    def _computes_in(self, planned: Planned) -> str:
+        return self.names[computes_in(planned, self.engine)]
+
+
 def even_stages(planned: Planned) -> Means | None:
     """What to say of stages that any engine cuts alike, None where it has to be told."""
     sizes = planned.stages
@@ -372,3 +405,7 @@ def confined(planned: Planned, seat: Seat) -> str:
             remedy="plan for as many devices as a replica uses",
         )
     return f"{VISIBLE[fleet.device.vendor]}={','.join(str(seat.first + i) for i in range(each))} "
+
+
+# What every engine here decides alike.
+ALIKE: Mapping[Decision, Decide] = {Decision.PREFETCH: waiting, Decision.CXL: no_cxl}

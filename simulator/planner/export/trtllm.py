@@ -13,6 +13,7 @@ import numpy as np
 from ....dtypes import DType
 from ...memory import TensorClass, ledger
 from .planned import (
+    ALIKE,
     Command,
     Decide,
     Decision,
@@ -27,14 +28,12 @@ from .planned import (
     is_native,
     kind_of,
     layer_formats,
-    no_cxl,
     no_shared_contexts,
     no_storage,
     on_device,
     replicas,
     runs_on,
     sixteen,
-    waiting,
 )
 
 NAME = "trtllm"
@@ -183,8 +182,7 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.DRAFT: _draft,
     Decision.PLACEMENT: _placement,
     Decision.STORAGE: no_storage,
-    Decision.PREFETCH: waiting,
-    Decision.CXL: no_cxl,
+    **ALIKE,
     Decision.DEVICE: runs_on("amd", "apple", "google", "habana", "intel"),
 }
 

@@ -8,26 +8,22 @@ from ....dtypes import DType
 from ...placement import moved
 from ...scenario import LAYERS_STREAMED, ContextParallel
 from .planned import (
+    ALIKE,
     Command,
     Decide,
     Decision,
     Kind,
+    Loaded,
     Means,
     Planned,
     Refused,
-    checkpoint_note,
-    computes_in,
     even_stages,
-    is_native,
-    kind_of,
     layer_formats,
-    no_cxl,
     no_storage,
     on_device,
     replicas,
     runs_on,
     sixteen,
-    waiting,
 )
 
 NAME = "vllm"
@@ -47,36 +43,17 @@ MADE_BY: Mapping[Kind, str] = {
     Kind.GGUF: "one GGUF file; vLLM calls its reader experimental, give --tokenizer the original model's",
     Kind.BITSANDBYTES: "of 4 bits",
 }
+_WORDS: Mapping[Kind, tuple[str, ...]] = {
+    Kind.GGUF: ("--quantization", "gguf", "--load-format", "gguf"),
+    Kind.BITSANDBYTES: ("--quantization", "bitsandbytes"),
+}
+LOADED = Loaded(NAME, TORCH_NAMES, MADE_BY, _WORDS)
 
 
 def _stages(planned: Planned) -> Means:
     # Engines spread what is left over differently, so they are told unless the stages are even.
     told = Means(environment="VLLM_PP_LAYER_PARTITION=" + ",".join(map(str, planned.stages)))
     return even_stages(planned) or told
-
-
-def _weights(planned: Planned) -> Means:
-    kind = kind_of(planned.scenario.numerics.weights)
-    wide = planned.scenario.model.native.bits_per_weight >= 16
-    if kind is Kind.PLAIN:
-        dtype = TORCH_NAMES[computes_in(planned, NAME)]
-        return Means(("--dtype", dtype), note=checkpoint_note(planned, ""))
-    if kind not in MADE_BY:
-        raise Refused(f"loads no weights in {planned.scenario.numerics.weights.name}")
-    if kind is Kind.FP8 and wide and not planned.is_mixed and not is_native(planned):
-        note = f"MODEL is {planned.scenario.model.name} of 16 bits, made fp8 as it is loaded, or a checkpoint of "
-        return Means(("--quantization", "fp8"), note=note + MADE_BY[kind])
-    words: dict[Kind, tuple[str, ...]] = {
-        Kind.GGUF: ("--quantization", "gguf", "--load-format", "gguf"),
-        Kind.BITSANDBYTES: ("--quantization", "bitsandbytes"),
-    }
-    return Means(words.get(kind, ()), note=checkpoint_note(planned, MADE_BY[kind]))
-
-
-def _activations(planned: Planned) -> Means:
-    if kind_of(planned.scenario.numerics.weights) is Kind.PLAIN:
-        return Means(because=f"one --dtype for weights and activations: {computes_in(planned, NAME)}")
-    return Means(("--dtype", TORCH_NAMES[computes_in(planned, NAME)]))
 
 
 def _kv(planned: Planned) -> Means:
@@ -188,12 +165,12 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.MIXES: _mixes,
     Decision.CONTEXT: lambda p: Means(("--max-model-len", str(p.length))),
     Decision.MEMORY: lambda p: Means(("--gpu-memory-utilization", f"{p.scenario.engine.memory_utilization:g}")),
-    Decision.WEIGHTS: _weights,
+    Decision.WEIGHTS: LOADED.weights,
     Decision.LAYER_FORMATS: layer_formats(
         frozenset({Kind.PLAIN, Kind.FP8, Kind.FP8_BLOCK, Kind.INT8, Kind.INT4, Kind.NVFP4}),
         "llm-compressor, a group of its recipe for each format",
     ),
-    Decision.ACTIVATIONS: _activations,
+    Decision.ACTIVATIONS: LOADED.activations,
     Decision.KV: _kv,
     Decision.GRAPHS: _graphs,
     Decision.FLASH: _flash,
@@ -203,8 +180,7 @@ DECIDE: Mapping[Decision, Decide] = {
     Decision.DRAFT: _draft,
     Decision.PLACEMENT: _placement,
     Decision.STORAGE: no_storage,
-    Decision.PREFETCH: waiting,
-    Decision.CXL: no_cxl,
+    **ALIKE,
     Decision.DEVICE: runs_on("apple"),
 }
 
