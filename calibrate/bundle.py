@@ -85,40 +85,70 @@ def try_series(series: silicon.Series, d: Denominators, seed: int = SEED) -> Tri
     return Trial(found, three, own, shared, rows, judged, truth, accuracy)
 
 
-def fit_series(series: silicon.Series, seed: int = SEED) -> Fitted:
-    """The calibration of one series and a sample of the rows it was judged on."""
-    assert series.kernel is not None
-    device = load_part(Device, series.device)
-    d = datasheet(fleet_of(device), series.kernel)
-    trial = try_series(series, d, seed)
-    found, truth = trial.found, trial.judged_s
-    amount = work(trial.sample)
-    calibration = Calibration(
-        device=series.device,
+class Origin(NamedTuple):
+    """Whose kernels were timed, and where."""
+
+    engine: str
+    version: str
+    source: str
+
+
+def calibration_of(
+    device: Device,
+    origin: Origin,
+    found: Fit,
+    three: Parameters,
+    own_log_sd: float,
+    shared_log_sd: float,
+    d: Denominators,
+    sample: Table,
+    provenance: Provenance,
+) -> Calibration:
+    """A fit of a sample as a calibration of its kernel, beside the three constants of the same rows.
+
+    Nobody tried it on another device, and its accuracy is not known: to transfer costs the kernel's own errors.
+    """
+    amount = work(sample)
+    return Calibration(
+        device=device.key,
         architecture=device.architecture,
         architecture_class=device.architecture_class,
-        kernel=series.kernel,
-        engine=series.engine,
-        version=series.version,
-        source=series.source,
+        kernel=sample.kernel,
+        engine=origin.engine,
+        version=origin.version,
+        source=origin.source,
         basis=Basis.FITTED,
         parameters=found.parameters,
-        baseline=trial.baseline,
+        baseline=three,
         log_sd=found.log_sd,
         correlation=found.correlation,
         at_bound=found.at_bound,
         denominators=d,
         hull=Hull(_range(amount.flops), _range(amount.traffic_bytes)),
         residual_quantiles=found.residual_quantiles,
-        own_log_sd=trial.own_log_sd,
-        shared_log_sd=trial.shared_log_sd,
-        transfer_log_sd=trial.own_log_sd,  # nobody to try it on yet: the kernel's own errors
-        transfer_own_log_sd=trial.own_log_sd,
-        accuracy=trial.accuracy,
-        provenance=Provenance(
-            silicon.SOURCE, series.file, datetime.date.today().isoformat(), len(trial.sample.label), len(truth)
-        ),
+        own_log_sd=own_log_sd,
+        shared_log_sd=shared_log_sd,
+        transfer_log_sd=own_log_sd,
+        transfer_own_log_sd=own_log_sd,
+        accuracy=None,
+        provenance=provenance,
     )
+
+
+def fit_series(series: silicon.Series, seed: int = SEED) -> Fitted:
+    """The calibration of one series and a sample of the rows it was judged on."""
+    assert series.kernel is not None
+    device = load_part(Device, series.device)
+    d = datasheet(fleet_of(device), series.kernel)
+    trial = try_series(series, d, seed)
+    truth = trial.judged_s
+    origin = Origin(series.engine, series.version, series.source)
+    provenance = Provenance(
+        silicon.SOURCE, series.file, datetime.date.today().isoformat(), len(trial.sample.label), len(truth)
+    )
+    own, shared = trial.own_log_sd, trial.shared_log_sd
+    calibration = calibration_of(device, origin, trial.found, trial.baseline, own, shared, d, trial.sample, provenance)
+    calibration = calibration._replace(accuracy=trial.accuracy)
     few = np.random.default_rng(seed).permutation(len(truth))[:TRANSFER_ROWS]
     return Fitted(calibration, trial.judged.take(few), truth[few])
 

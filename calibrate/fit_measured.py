@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..hwspecs.device import Fleet
-from ..simulator.calibration import Basis, Cache, Calibration, Denominators, Errors, Hull, Provenance
-from ..simulator.costs import datasheet, work
+from ..simulator.calibration import Cache, Calibration, Denominators, Errors, Provenance
+from ..simulator.costs import datasheet
 from ..simulator.estimate import Array
 from ..simulator.operators import Collective, Copy, Elementwise, Table, concatenate
 from ..simulator.parameters import SoftRoofline
 from . import forms
-from .bundle import SHARED_FLOOR
+from .bundle import SHARED_FLOOR, Origin, calibration_of
 from .fit import baseline, fit, pure_roofline, seconds, spread
 from .judge import errors
 from .records import Record, tables
@@ -67,33 +67,10 @@ def fit_group(group: Group, fleet: Fleet) -> Calibration:
         if len(group.seconds) >= ROWS_PER_PARAMETER * len(forms.ranges(form))
     ]
     found = min((plain, *tried), key=lambda one: spread(one.residual_quantiles))  # each by its freedom
-    three = plain.parameters
     own, shared = spread(found.residual_quantiles), max(SHARED_FLOOR, abs(found.residual_quantiles[1]))
-    amount = work(group.table)
-    return Calibration(
-        device=device.key,
-        architecture=device.architecture,
-        architecture_class=device.architecture_class,
-        kernel=kernel,
-        engine=group.engine,
-        version=group.version,
-        source=group.source,
-        basis=Basis.FITTED,
-        parameters=found.parameters,
-        baseline=three,
-        log_sd=found.log_sd,
-        correlation=found.correlation,
-        at_bound=found.at_bound,
-        denominators=d,
-        hull=Hull(_range(amount.flops), _range(amount.traffic_bytes)),
-        residual_quantiles=found.residual_quantiles,
-        own_log_sd=own,
-        shared_log_sd=shared,
-        transfer_log_sd=own,  # tried on no other device
-        transfer_own_log_sd=own,
-        accuracy=None,
-        provenance=Provenance(SOURCE, "records.csv", datetime.date.today().isoformat(), len(group.seconds), 0),
-    )
+    origin = Origin(group.engine, group.version, group.source)
+    provenance = Provenance(SOURCE, "records.csv", datetime.date.today().isoformat(), len(group.seconds), 0)
+    return calibration_of(device, origin, found, plain.parameters, own, shared, d, group.table, provenance)
 
 
 def candidates(vendor: str, group: Group) -> tuple[type[Any], ...]:
@@ -127,8 +104,3 @@ def judged(calibration: Calibration, group: Group) -> Errors:
 def with_accuracy(calibration: Calibration, found: Errors) -> Calibration:
     """The calibration with what became of its predictions."""
     return calibration._replace(accuracy=found, provenance=calibration.provenance._replace(held_out_rows=found.n))
-
-
-def _range(values: Array) -> tuple[float, float]:
-    log = np.log10(np.maximum(values, 1.0))
-    return float(log.min()), float(log.max())
