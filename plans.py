@@ -22,11 +22,18 @@ from .simulator.planner.nodes import Node
 from .simulator.planner.question import Goal, Question
 from .simulator.planner.search import Found, Simulated, refine, rivals, search
 from .simulator.report import plan_account as account
-from .simulator.report.account import evidence_of
+from .simulator.report.account import (
+    beside_words,
+    evidence_of,
+    hardware_words,
+    host_words,
+    knob_words,
+    model_word,
+)
 from .simulator.report.contract import envelope
-from .simulator.scenario import Extras, Phase, Scenario, Step
+from .simulator.scenario import Engine, Extras, Phase, Step
 from .simulator.serving import Load, operators_of, serve
-from .simulator.workload.model import Experts, Model
+from .simulator.workload.model import Experts
 
 Progress = Callable[[str], None]
 
@@ -74,7 +81,7 @@ def ask_plan(
         return _without_a_plan(question, found, calibrations_of, why, progress, what_if)
     best = found.plans[0]
     limits = account.limits_of(question, best)
-    engines = [engine for engine in ENGINES if not refusals(engine, _planned(question, best))]
+    engines = [] if emit else [engine for engine in ENGINES if not refusals(engine, _planned(question, best))]
     tried: list[Tried[Found]] = []
     others: list[Simulated] = []
     if why:
@@ -186,12 +193,12 @@ def _evidence(question: Question, plan: Simulated, calibrations: Calibrations) -
     return evidence_of(served.time_per_output_token, spent, calibrations)
 
 
-def _guessing(scenario: Scenario) -> list[str]:
-    """The words of a plan's draft model."""
-    extras = scenario.extras
-    if extras.draft is None or not extras.draft_length:
+def _guessing(extras: Extras) -> list[str]:
+    """The words of a draft model, and of how far it guesses where that is decided."""
+    if extras.draft is None:
         return []
-    return [f"--draft {extras.draft.name} --draft-length {extras.draft_length} --acceptance {extras.acceptance:.0%}"]
+    length = f" --draft-length {extras.draft_length}" if extras.draft_length else ""
+    return [f"--draft {model_word(extras.draft)}{length} --acceptance {extras.acceptance:.0%}"]
 
 
 def _front(question: Question, second: Goal, found: Found, calibrations: CalibrationSet) -> tuple[PlanRow, ...]:
@@ -227,30 +234,40 @@ def _emitted(question: Question, plan: Simulated, engine: str) -> tuple[str, ...
 
 def _next(question: Question, plan: Simulated, emitted: str | None, engines: Sequence[str]) -> str:
     """The command that shows more: the server of a plan it can be told, else the plan's own flags or picture."""
-    asked = account.question_of(question)
     scenario, weights = plan.scenario, plan.scenario.numerics.weights.name
     if not plan.frame.family.placed and not scenario.model.layer_formats:
+        tp, pp, ep, _, cp = scenario.sharding
         words = [
-            f"roofplan serve {_name(question.model)} {_where(question, scenario.sharding.devices)}",
+            f"roofplan serve {model_word(question.model)}",
+            *hardware_words(question.fleet.sized(tp * pp)),
             f"--clients {plan.frame.users:.0f} --prompt {question.prompt} --output {question.output}",
-            f"--tp {scenario.sharding.tp} --pp {scenario.sharding.pp} --kv {scenario.numerics.kv}",
-            *_guessing(scenario),
-            *([f"--ep {scenario.sharding.ep}"] if scenario.sharding.ep > 1 else []),
-            *([f"--cp {scenario.sharding.cp}"] if scenario.sharding.cp > 1 else []),
+            f"--tp {tp} --pp {pp} --kv {scenario.numerics.kv}",
+            *([f"--ep {ep}"] if ep > 1 else []),
+            *([f"--cp {cp}"] if cp > 1 else []),
             *([] if weights == question.model.native.name else [f"--weights {weights}"]),
+            *_guessing(scenario.extras),
+            *_run_by(scenario.engine, scenario.extras),
         ]
         return f"{' '.join(words)}   (one replica, step by step)"
-    extras = question.extras
+    asked = account.question_of(question)
     words = [
-        f"roofplan plan {_name(question.model)} {_where(question, question.fleet.count)}",
+        f"roofplan plan {model_word(question.model)}",
+        *hardware_words(question.fleet, question.nodes),
+        *([] if question.fleet.device.unified_memory else host_words(question.fleet)),
         f"--prompt {question.prompt} --output {question.output} --goal {question.goal}",
         *asked.limits,
         *asked.pinned,
-        *([f"--draft {_name(extras.draft)} --acceptance {extras.acceptance:.0%}"] if extras.draft is not None else []),
+        *_guessing(question.extras._replace(draft_length=0)),  # a pinned number of guesses is among the pinned
+        *_run_by(question.engine, question.extras),
     ]
+    again = " ".join(dict.fromkeys(words))  # a pinned size of a step is a knob of the engine too
     if emitted is None and engines:
-        return f"{' '.join(words)} --emit {engines[0]}   (the command that starts it)"
-    return f"{' '.join(words)} --plot plan.png   (what takes the room and the time)"
+        return f"{again} --emit {engines[0]}   (the command that starts it)"
+    return f"{again} --plot plan.png   (what takes the room and the time)"
+
+
+def _run_by(engine: Engine, extras: Extras) -> list[str]:
+    return [*beside_words(extras), f"--engine {engine.label}", *knob_words(engine)]
 
 
 def _told(emitted: str | None, engines: Sequence[str]) -> tuple[str, ...]:
@@ -260,19 +277,3 @@ def _told(emitted: str | None, engines: Sequence[str]) -> tuple[str, ...]:
     if engines:
         return (f"engines that can be told to run it: {', '.join(engines)} (--emit)",)
     return ("no engine here can be told to run all of it: --emit ENGINE keeps to what one can",)
-
-
-def _name(model: Model) -> str:
-    return model.name if model.origin == "bundled" else model.origin
-
-
-def _where(question: Question, devices: int) -> str:
-    """The words that name the hardware and the engine again, for so many devices of a node."""
-    fleet, engine = question.fleet, question.engine
-    nodes = f"{question.nodes}x" if question.nodes > 1 and devices == fleet.count else ""
-    words = [f"--gpu {nodes}{fleet.sized(devices).label}"]
-    if fleet.memory_bytes is not None:
-        words.append(f"--vram {fleet.memory_bytes / 2**30:g}GiB")
-    elif fleet.host_memory_bytes is not None and devices == fleet.count and not fleet.device.unified_memory:
-        words.append(f"--ram {fleet.host_memory_bytes / 1e9:g}GB")
-    return " ".join([*words, f"--engine {engine.label}"])

@@ -241,10 +241,10 @@ def serving_kinds(base: Scenario, question: Question, running: Array) -> tuple[S
     each = tokens_per_round(base.extras)
     load = Load(running, float(question.prompt), float(question.output), per_step=each)  # type: ignore[arg-type]
     # Where steps are full of prompts no more requests decode than steps have room for the prompts that follow them.
-    clients = running
-    for _ in range(FILLING):
-        running = np.minimum(clients, running / np.maximum(steps_of(base, load, running).asked, 1e-9))
-    steps = steps_of(base, load, running)
+    clients, steps = running, steps_of(base, load, running)
+    for _ in range(FILLING if np.any(steps.asked > 1) else 0):
+        running = np.minimum(clients, running / np.maximum(steps.asked, 1e-9))
+        steps = steps_of(base, load, running)
     # Beside prompts the number that decodes is a mean, and no lucky multiple of what a kernel likes (`costs/gemm.py`).
     taking = steps_of(base, load, np.where(running > 1, running * (1.0 - 1e-9), running)).taking
     share = np.broadcast_to(steps.share, running.shape) / each

@@ -156,3 +156,4 @@ LIMIT_OPTIONS = {
     "power_w": "--max-power",
     "money_per_hour": "--max-cost",
 }
+PIN_OPTIONS = {"chunk": "max-batched-tokens", "draft_length": "draft-length"}  # the others are named like the options

@@ -10,7 +10,7 @@ import numpy as np
 from ... import DATA_DATE
 from ...calibrate import store
 from ...calibrate.transfer import Calibrations
-from ...hwspecs.device import Device
+from ...hwspecs.device import Device, Fleet
 from ...hwspecs.load import names
 from ...units import format_size
 from .. import answers as a
@@ -19,8 +19,9 @@ from ..estimate import Estimate, Tier
 from ..explain import Row, cause, known, operator_class, quantity
 from ..memory import Ledger
 from ..planner.fit import Wishes
-from ..scenario import Engine, Scenario, Sharding
+from ..scenario import Engine, Extras, Scenario, Sharding
 from ..schedule import Priced
+from ..workload.model import Model
 
 UNNAMED = "--vram/--bandwidth"  # stands where the file of a card without a name would
 
@@ -60,39 +61,63 @@ def question_of(scenario: Scenario, wishes: Wishes) -> a.Question:
 
 def flags_of(scenario: Scenario, wishes: Wishes) -> str:
     """The command-line words that ask this question again, choices that were left open left open."""
-    model, fleet, engine = scenario.model, scenario.fleet, scenario.engine
-    default = engines.PROFILES.get(engine.name, Engine())
-    words = [model.name if model.origin == "bundled" else model.origin]
-    if fleet.device.file == UNNAMED:
-        words += [f"--vram {fleet.device.capacity_bytes.value:.0f}B"]
-        words += [f"--bandwidth {fleet.device.bandwidth_bytes_per_s.value:.0f}B/s"]
-    elif fleet.device.file.endswith(".toml"):
-        bundled = fleet.device.key in names(Device)
-        label = fleet.label if bundled else fleet.label.replace(fleet.device.key, fleet.device.file)
-        words += [f"--gpu {fleet.cluster or label}"]
-        words += [f"--vram {format_size(fleet.memory_bytes)}"] if fleet.memory_bytes else []
+    fleet, extras, engine = scenario.fleet, scenario.extras, scenario.engine
+    words = [model_word(scenario.model), *hardware_words(fleet)]
     words += [f"--batch {int(scenario.batch)}", f"--context {int(scenario.context)}"]
     if int(scenario.prompt) != int(scenario.context):
         words += [f"--prompt {int(scenario.prompt)}"]
-    if scenario.placement.stretches and fleet.host_memory_bytes is not None:
-        words += [f"--ram {fleet.host_memory_bytes / 1e9:.12g}GB"] + (
-            [f"--host {fleet.host.key}"] if fleet.host else []
-        )
+    if scenario.placement.stretches:
+        words += host_words(fleet)
     pinned = {**wishes._asdict(), "weights": wishes.weights and wishes.weights.name}
     words += [f"--{name} {value}" for name, value in pinned.items() if value is not None]
-    extras = scenario.extras
-    words += [f"--shared-prefix {extras.shared_prefix}"] if extras.shared_prefix else []
-    words += [f"--adapters {extras.adapters} --adapter-rank {extras.adapter_rank}"] if extras.adapters else []
-    words += [f"--draft {extras.draft.name}"] if extras.draft is not None else []
-    if engine.label != Engine().label:
-        words += [f"--engine {engine.label}"]
+    words += beside_words(extras)
+    words += [f"--draft {model_word(extras.draft)}"] if extras.draft is not None else []
+    words += [f"--engine {engine.label}"] if engine.label != Engine().label else []
+    return " ".join([*words, *knob_words(engine)])
+
+
+def model_word(model: Model) -> str:
+    """What a model is asked for by: its bundled name, or where it was read."""
+    return model.name if model.origin == "bundled" else model.origin
+
+
+def hardware_words(fleet: Fleet, nodes: int = 1) -> list[str]:
+    """The words that name the devices again; nothing for those of this machine."""
+    device = fleet.device
+    if device.file == UNNAMED:
+        rate, size = device.bandwidth_bytes_per_s.value, device.capacity_bytes.value
+        return [f"--vram {size:.0f}B", f"--bandwidth {rate:.0f}B/s"]
+    if not device.file.endswith(".toml"):
+        return []
+    label = fleet.label if device.key in names(Device) else fleet.label.replace(device.key, device.file)
+    words = [f"--gpu {f'{nodes}x' if nodes > 1 else ''}{fleet.cluster or label}"]
+    return [*words, f"--vram {format_size(fleet.memory_bytes)}"] if fleet.memory_bytes else words
+
+
+def host_words(fleet: Fleet) -> list[str]:
+    """The words for the host's memory, where it is known."""
+    if fleet.host_memory_bytes is None:
+        return []
+    words = [f"--ram {fleet.host_memory_bytes / 1e9:.12g}GB"]
+    return [*words, f"--host {fleet.host.key}"] if fleet.host else words
+
+
+def beside_words(extras: Extras) -> list[str]:
+    """The words for what all users share and for adapters."""
+    words = [f"--shared-prefix {extras.shared_prefix}"] if extras.shared_prefix else []
+    return words + ([f"--adapters {extras.adapters} --adapter-rank {extras.adapter_rank}"] if extras.adapters else [])
+
+
+def knob_words(engine: Engine) -> list[str]:
+    """The words for an engine's knobs that are not as its profile has them."""
+    default = engines.PROFILES.get(engine.name, Engine())
+    words = []
     if engine.memory_utilization != default.memory_utilization:
         words += [f"--memory-utilization {engine.memory_utilization:g}"]
     if engine.max_batched_tokens != default.max_batched_tokens:
         words += [f"--max-batched-tokens {engine.max_batched_tokens}"]
     words += [] if engine.graphs else ["--no-graphs"]
-    words += [] if engine.flash_attention else ["--no-flash-attention"]
-    return " ".join(words)
+    return words + ([] if engine.flash_attention else ["--no-flash-attention"])
 
 
 def needed(memory: Ledger) -> a.Quantity:

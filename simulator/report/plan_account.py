@@ -15,7 +15,7 @@ from ..explain import quantity, rate
 from ..planner.bounds import least as least_of
 from ..planner.changes import Change, Tried
 from ..planner.program import cxl_room, host_room
-from ..planner.question import LIMIT_OPTIONS, Goal, Question
+from ..planner.question import LIMIT_OPTIONS, PIN_OPTIONS, Goal, Limits, Question
 from ..planner.search import Found, Simulated
 from ..scenario import ON_DEVICE, MemoryTier
 from ..speculation import tokens_per_round
@@ -43,7 +43,7 @@ def question_of(question: Question) -> a.PlanQuestion:
     )
     pins = question.pins._asdict()
     pinned = tuple(
-        f"--{name} {getattr(value, 'name', value) if name == 'weights' else value}"
+        f"--{PIN_OPTIONS.get(name, name)} {getattr(value, 'name', value) if name == 'weights' else value}"
         for name, value in pins.items()
         if value is not None
     )
@@ -138,12 +138,7 @@ def limits_of(question: Question, plan: Simulated) -> tuple[a.PlanLimit, ...]:
         rows.append(("host memory", host, host_room(question), "B"))
     if question.fleet.cxl is not None and plan.frame.family.placed:
         rows.append(("memory behind CXL", memory.tier_bytes(MemoryTier.CXL), cxl_room(question), "B"))
-    if limits.pace_s is not None:
-        rows.append(("time per output token", float(plan.pace.time_s), limits.pace_s, "s"))
-    if limits.first_s is not None:
-        rows.append(("time to the first token (service)", float(plan.first.time_s), limits.first_s, "s"))
-    if limits.log_ppl is not None:
-        rows.append(("change of log-perplexity", plan.log_ppl, limits.log_ppl, "1"))
+    rows += of_request(limits, plan.pace, plan.first, plan.log_ppl)
     rows.append(("devices", float(plan.frame.devices), float(question.usable_devices()), "1"))
     largest_layer = _layer_bytes(plan)
     slack = {"memory of a device": max(BINDING * question.budget_bytes(), largest_layer)}
@@ -151,6 +146,16 @@ def limits_of(question: Question, plan: Simulated) -> tuple[a.PlanLimit, ...]:
         a.PlanLimit(name, used, limit, unit, limit - used <= slack.get(name, BINDING * limit))
         for name, used, limit, unit in rows
     )
+
+
+def of_request(limits: Limits, pace: Estimate, first: Estimate, log_ppl: float) -> list[tuple[str, float, float, str]]:
+    """What a plan takes of the limits on times and quality: name, used, limit and unit."""
+    taken = (
+        ("time per output token", float(pace.time_s), limits.pace_s, "s"),
+        ("time to the first token (service)", float(first.time_s), limits.first_s, "s"),
+        ("change of log-perplexity", log_ppl, limits.log_ppl, "1"),
+    )
+    return [(name, used, limit, unit) for name, used, limit, unit in taken if limit is not None]
 
 
 def _layer_bytes(plan: Simulated) -> float:

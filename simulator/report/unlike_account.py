@@ -262,13 +262,7 @@ def _limits(question: Question, plan: UnlikePlan) -> tuple[a.PlanLimit, ...]:
         for part in plan.parts
         if part.budget_bytes > 0
     ]
-    limits = question.limits
-    if limits.pace_s is not None:
-        rows.append(("time per output token", float(plan.pace.time_s), limits.pace_s, "s"))
-    if limits.first_s is not None:
-        rows.append(("time to the first token (service)", float(plan.first.time_s), limits.first_s, "s"))
-    if limits.log_ppl is not None:
-        rows.append(("change of log-perplexity", plan.log_ppl, limits.log_ppl, "1"))
+    rows += plan_account.of_request(question.limits, plan.pace, plan.first, plan.log_ppl)
     near = plan_account.BINDING * 2
     return tuple(a.PlanLimit(name, used, limit, unit, limit - used <= near * limit) for name, used, limit, unit in rows)
 
